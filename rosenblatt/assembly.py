@@ -1,0 +1,394 @@
+"""From a model's name and a table to one density in the units of the table's columns, and back from a run folder."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+import rosenblatt.models  # noqa: F401 - fills the registry
+from rosenblatt._version import __version__
+from rosenblatt.bases import Box, StandardLogistic, StandardNormal, StudentT
+from rosenblatt.core.density import Flow
+from rosenblatt.core.errors import CheckpointError, OptionError, RosenblattError
+from rosenblatt.core.registry import build
+from rosenblatt.core.transform import Compose, Transform
+from rosenblatt.core.types import Batch, Likelihood, Mapped, Support
+from rosenblatt.data import Table
+from rosenblatt.layers.scaling import Standardise
+from rosenblatt.layers.support import SupportMap
+from rosenblatt.train import FitConfig, LocalRuntime, RunFolder
+
+MOST_FEATURES = 100_000
+NUMBERS_AT_ONCE = 32_768  # rows times columns computed together: the networks inside need some kB for each
+SYMMETRIC = (StandardNormal, StandardLogistic, StudentT, Box)  # bases with F(-z) = 1 - F(z)
+# Masks, orders and other helpers that a builder makes and the weights file does not hold.
+SPARE_ELEMENTS, SPARE_CALLS = 1_000_000, 1000
+
+Bounds = tuple[float | None, float | None]
+
+
+class Units(Transform):
+    """From the user's columns to standardised numbers on the line: `z = (s(x) - location) / scale`.
+
+    `s` maps declared supports onto the line. Everything here is float64 whatever the dtype of the model behind it, so
+    that a column such as a time stamp (1.6e9 +- 1) keeps its digits; only `z` is cast to the model's dtype. A value
+    outside its support becomes -inf or +inf, with log-determinant -inf.
+
+    >>> units = Units([(None, None)], [1.0], torch.tensor([1e9]), torch.tensor([2.0]))
+    >>> units(torch.tensor([1e9 + 4.0], dtype=torch.float64)).value
+    tensor([2.])
+    """
+
+    follower: Tensor
+
+    def __init__(self, supports: Sequence[Bounds], scales: Sequence[float], location: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        bounded = any(end is not None for pair in supports for end in pair)
+        standardise = Standardise(location.double(), scale.double())
+        self.map = Compose([SupportMap(supports, scales), standardise] if bounded else [standardise])
+        # Follows the dtype of the model around it.
+        self.register_buffer("follower", torch.zeros(()), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Units:
+        before = dict(self.map.named_buffers())
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for path, moved in list(self.map.named_buffers()):
+            owner, _, name = path.rpartition(".")
+            exact = before[path] if moved.device == before[path].device else before[path].to(moved.device)
+            self.map.get_submodule(owner).register_buffer(name, exact)
+        return self
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Mapped:
+        """Map rows of the user's columns; the log-determinant has the dtype of `x`."""
+        value, log_det = self.map(x.double())
+        return Mapped(value.to(self.follower.dtype), log_det.to(x.dtype))
+
+    def inverse(self, y: Tensor, context: Tensor | None = None) -> Mapped:
+        """Map back to the user's columns, in float64."""
+        value, log_det = self.map.inverse(y.double())
+        return Mapped(value, log_det)
+
+
+class RowScores(NamedTuple):
+    """Log-density (rows,) and Rosenblatt transform (rows, columns) of rows.
+
+    `complement` is 1 - uniform, with the digits that rounding of `uniform` to 1 would lose.
+    """
+
+    log_prob: Tensor
+    uniform: Tensor
+    complement: Tensor
+
+
+class TableFlow(Flow):
+    """A flow with `Units` in front: log-densities, samples and CDFs are those of the user's columns.
+
+    `log p(x) = log p_model(z(x)) + log|det dz/dx|`; -inf outside the declared supports.
+    """
+
+    def __init__(self, units: Units, model: Flow) -> None:
+        super().__init__(Compose([units, model.transform]), model.base, context=model.context)
+        # In a tuple, so that the weights shared with `transform` are registered (and saved) once.
+        self._model = (model,)
+
+    @property
+    def model(self) -> Flow:
+        """The density of the standardised columns."""
+        return self._model[0]
+
+    @property
+    def units(self) -> Units:
+        """The map from the user's columns to standardised ones."""
+        return cast(Units, cast(Compose, self.transform).steps[0])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the flow computes."""
+        return self.units.follower.device
+
+    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Exact log-density in the user's units; NaN for a row with NaN, -inf outside the supports."""
+        self.check(x, context)
+        z, log_det, inside = self._inside(x)
+        return self._judged(x, inside, self.model.log_prob(z, context) + log_det)
+
+    def to_uniform(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Rosenblatt transform of rows in the user's units.
+
+        A coordinate outside its support gets exactly 0 or 1. The others of that row get NaN: there is no
+        distribution given an impossible value.
+        """
+        self.check(x, context)
+        z, _, inside = self._inside(x)
+        u = self.model.to_uniform(z, context)
+        return torch.where(inside.unsqueeze(-1), u, self._end(x))
+
+    def log_prob_and_uniform(self, x: Tensor, context: Tensor | None = None) -> RowScores:
+        """`log_prob` and `to_uniform` by one pass of the transform, all in the flow's own dtype.
+
+        Raises `OptionError` when the base has no coordinate-wise CDF.
+
+        >>> table = Table.from_any({"mass": [60.0, 75.0, 92.0]})
+        >>> gaussian = assemble("gaussian", table).double()
+        >>> far = gaussian.log_prob_and_uniform(torch.tensor([[75.0 + 20 * 13.0]], dtype=torch.float64))
+        >>> far.uniform.item() == 1, 0 < far.complement.item() < 1e-80
+        (True, True)
+        """
+        self.check(x, context)
+        base = self._factorised_base()
+        z, log_det, inside = self._inside(x)
+        noise, model_log_det = self.model.transform(z, context)
+        log_prob = self._judged(x, inside, base.log_prob(noise) + model_log_det + log_det)
+        u = base.cdf(noise).to(x.dtype)
+        complement = base.cdf(-noise).to(x.dtype) if isinstance(base, SYMMETRIC) else 1 - u
+        end, rows = self._end(x), inside.unsqueeze(-1)
+        return RowScores(log_prob, torch.where(rows, u, end), torch.where(rows, complement, 1 - end))
+
+    def by_rows(self, function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+        """`function`, made of this flow, at any number of rows: a part at a time, without gradients, to the CPU."""
+        with torch.no_grad():
+            parts = values.split(rows_at_once(self.features))
+            return torch.cat([function(part.to(self.device)).cpu() for part in parts])
+
+    def initialise(self, x: Tensor, context: Tensor | None = None, weight: Tensor | None = None) -> None:
+        """Let the model behind the units start from the rows as it sees them."""
+        with torch.no_grad():
+            z, _, inside = self._inside(x)
+            self.model.initialise(
+                z[inside],
+                None if context is None else context[inside],
+                None if weight is None else weight[inside],
+            )
+
+    def _inside(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Standardised rows (0 where there is no number), log-determinants, and which rows are inside."""
+        finite = torch.isfinite(x)
+        z, log_det = self.units(torch.where(finite, x, self._middle(x)))
+        usable = torch.isfinite(z)
+        inside = (finite & usable).all(dim=-1)
+        return torch.where(usable, z, 0.0), torch.where(inside, log_det, 0.0), inside
+
+    def _judged(self, x: Tensor, inside: Tensor, log_prob: Tensor) -> Tensor:
+        log_prob = torch.where(inside, log_prob, -torch.inf)
+        return torch.where(torch.isnan(x).any(dim=-1), torch.nan, log_prob)
+
+    def _end(self, x: Tensor) -> Tensor:
+        """The Rosenblatt transform of a row that is not inside the supports."""
+        value = self.units(x).value
+        return torch.where(torch.isinf(value), (value > 0).to(x.dtype), torch.nan)
+
+    def _middle(self, x: Tensor) -> Tensor:
+        """A point inside every support, to compute with where a row holds none."""
+        zero = torch.zeros(self.features, dtype=torch.float64, device=x.device)
+        return self.units.inverse(zero).value.to(x.dtype)
+
+
+def rows_at_once(features: int) -> int:
+    """How many rows to compute together."""
+    return max(256, NUMBERS_AT_ONCE // features)
+
+
+class TableRuntime(LocalRuntime):
+    """Hands rows on in float64: `Units` casts them after standardising, where no digits are lost."""
+
+    def to(self, batch: Batch, dtype: torch.dtype) -> Batch:
+        """Move `batch` to the device; only weights take the dtype of the model."""
+        x, context, weight = batch
+        return Batch(
+            x.to(self.device, torch.float64, non_blocking=True),
+            None if context is None else context.to(self.device, dtype, non_blocking=True),
+            None if weight is None else weight.to(self.device, dtype, non_blocking=True),
+        )
+
+
+def assemble(
+    name: str,
+    table: Table,
+    *,
+    options: Mapping[str, Any] | None = None,
+    supports: Mapping[str, Support] | None = None,
+    seed: int | None = None,
+) -> TableFlow:
+    """Build model `name` for the columns of `table` (training rows), as a density in their units.
+
+    Raises `OptionError` for an unknown model or option or one without an exact log-density, `DataError` for a
+    column that is constant or leaves its support.
+
+    >>> table = Table.from_any({"height": [1.6, 1.7, 1.9], "mass": [60.0, 75.0, 92.0]})
+    >>> assemble("nits", table, options={"hidden": 8}, seed=0).log_prob(table.values).shape
+    torch.Size([3])
+    """
+    bounds, scales = _bounds(table, supports or {})
+    features = table.features
+    plain = Units(bounds, scales, torch.zeros(features), torch.ones(features))
+    with torch.no_grad():
+        mapped = Table(plain.map(table.values.double()).value, table.columns, table.weight)
+        location, scale = mapped.location_scale()
+    return TableFlow(Units(bounds, scales, location, scale), _exact_model(name, features, options, seed))
+
+
+def config_of(
+    name: str,
+    flow: TableFlow,
+    table: Table,
+    config: FitConfig,
+    *,
+    options: Mapping[str, Any] | None = None,
+    dequantise: Mapping[str, float] | None = None,
+    data: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Describe a fit in JSON values: what `restore` builds from, and where the model came from.
+
+    `data` says what the rows were (source, digest, number), `provenance` is free for the caller (a command line).
+    """
+    steps = flow.units.map.steps
+    support_map = steps[0] if isinstance(steps[0], SupportMap) else None
+    return {
+        "model": name,
+        "options": dict(options or {}),
+        "columns": list(table.columns),
+        "supports": None if support_map is None else [_ends(support) for support in support_map.supports],
+        "support_scales": None if support_map is None else list(support_map.scales),
+        "dequantise": {column: float(step) for column, step in (dequantise or {}).items()},
+        "dtype": config.dtype,
+        "fit": config.to_dict(),
+        "data": dict(data or {}),
+        "versions": {"rosenblatt": __version__, "torch": str(torch.__version__), "python": platform.python_version()},
+        "provenance": dict(provenance or {}),
+    }
+
+
+def restore(run: RunFolder) -> tuple[TableFlow, dict[str, Any]]:
+    """Load the best weights of a run; returns the flow, in eval mode, and the config.
+
+    The model comes from the closed registry by name, its sizes are held against the weights file before any memory
+    is taken, and tensors are loaded strictly. Raises `CheckpointError` for whatever is wrong with the folder.
+    """
+    config = run.config
+    features = len(_checked(run, config, "columns", list))
+    if not 1 <= features <= MOST_FEATURES or not all(isinstance(c, str) for c in config["columns"]):
+        raise _refusal(run, f"{features} columns came, 1 to {MOST_FEATURES} names were expected")
+    tensors = run.load("best").model
+    stored = sum(tensor.numel() for tensor in tensors.values())
+    try:
+        with _AllocationLimit(2 * stored + SPARE_ELEMENTS, 20 * len(tensors) + SPARE_CALLS):
+            flow = _blank(run, config, features)
+    except RosenblattError as error:
+        raise CheckpointError(str(error)) from None
+    except (TypeError, ValueError, RuntimeError, OverflowError, MemoryError, RecursionError) as error:
+        raise _refusal(run, f"the model cannot be built from it ({' '.join(str(error).split())[:200]})") from None
+    run.load_model_into(flow)
+    try:
+        standardise = flow.units.map.steps[-1]
+        Standardise(standardise.location, standardise.scale)  # type: ignore[arg-type]
+    except OptionError as error:
+        raise CheckpointError(f"{run.path}: {error}") from None
+    return flow.eval(), config
+
+
+def _exact_model(name: str, features: int, options: Mapping[str, Any] | None, seed: int | None) -> Flow:
+    model = build(name, features, options=dict(options or {}), seed=seed)
+    if not isinstance(model, Flow) or model.likelihood is not Likelihood.EXACT:
+        raise OptionError(
+            f"model: '{name}' has no exact log-density ({model.likelihood.value}); choose an exact model."
+        )
+    return model
+
+
+def _ends(support: Support) -> list[float | None]:
+    return [end if math.isfinite(end) else None for end in (support.lower, support.upper)]
+
+
+def _bounds(table: Table, supports: Mapping[str, Support]) -> tuple[list[Bounds], list[float]]:
+    """Support of each column, and for half-lines the mean distance from the end as the scale."""
+    bounds: list[Bounds] = []
+    scales = []
+    mean = table.values.double().mean(dim=0)
+    for index, column in enumerate(table.columns):
+        lower, upper = _ends(supports.get(column, Support()))
+        bounds.append((lower, upper))
+        end = lower if lower is not None else upper
+        distance = 0.0 if end is None else abs(float(mean[index]) - end)
+        scales.append(distance if distance > 0 else 1.0)
+    return bounds, scales
+
+
+def _blank(run: RunFolder, config: Mapping[str, Any], features: int) -> TableFlow:
+    """The model of a config before its weights are loaded."""
+    bounds: list[Bounds] = [(None, None)] * features
+    scales = [1.0] * features
+    if config.get("supports") is not None:
+        pairs = _checked(run, config, "supports", list)
+        scales = [float(scale) for scale in _checked(run, config, "support_scales", list)]
+        bounds = [(lower, upper) for lower, upper in pairs]
+        if len(bounds) != features:
+            raise _refusal(run, f"{len(bounds)} supports came for {features} columns")
+    dtype = {"float32": torch.float32, "float64": torch.float64}.get(config.get("dtype", ""))
+    if dtype is None:
+        raise _refusal(run, f"dtype {config.get('dtype')!r} came, float32 or float64 was expected")
+    name, options = _checked(run, config, "model", str), _checked(run, config, "options", dict)
+    model = _exact_model(name, features, options, seed=0)
+    return TableFlow(Units(bounds, scales, torch.zeros(features), torch.ones(features)), model).to(dtype)
+
+
+def _checked(run: RunFolder, config: Mapping[str, Any], key: str, kind: type) -> Any:
+    if not isinstance(config.get(key), kind):
+        raise _refusal(run, f"'{key}' is missing or not of type {kind.__name__}")
+    return config[key]
+
+
+def _refusal(run: RunFolder, what: str) -> CheckpointError:
+    return CheckpointError(f"{run.path / 'config.json'}: {what}; restore the file or fit again.")
+
+
+class _AllocationLimit(TorchFunctionMode):
+    """Refuses a builder that asks for many more numbers than the weights file holds, before memory is taken."""
+
+    def __init__(self, most: int, calls: int) -> None:
+        super().__init__()
+        self.most = most
+        self.left = 4 * most
+        self.calls = calls
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Hold the size of a new tensor against the limits where the arguments tell it, else its own."""
+        kwargs = kwargs or {}
+        size = _requested(func, args, kwargs)
+        if size is not None:
+            self.left -= size
+            self.calls -= 1
+            self._refuse_if(size > self.most or min(self.left, self.calls) < 0)
+        result = func(*args, **kwargs)
+        self._refuse_if(isinstance(result, Tensor) and result.numel() > self.most)
+        return result
+
+    def _refuse_if(self, too_large: bool) -> None:
+        if too_large:
+            raise OptionError(
+                "model: its options ask for far more weights than the file holds; restore config.json or fit again."
+            )
+
+
+def _requested(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:
+    """How many numbers a call that makes a tensor asks for; None for other calls."""
+    if func in (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn):
+        size = kwargs.get("size", args[0] if args and isinstance(args[0], Sequence) else args)
+        return int(math.prod(size))
+    if func in (torch.arange, torch.randperm):
+        return int(max(abs(number) for number in args if isinstance(number, int | float)))
+    if func is torch.eye:
+        return int(args[0] * args[-1])
+    if func is torch.linspace:
+        return int(kwargs.get("steps", args[2] if len(args) > 2 else 0))
+    if func in (Tensor.repeat, Tensor.repeat_interleave) and all(isinstance(count, int) for count in args[1:]):
+        return int(math.prod(args[1:], start=args[0].numel()))
+    return None

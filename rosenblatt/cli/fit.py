@@ -1,0 +1,276 @@
+"""`rosenblatt fit`: from a table to a run folder with model, samples, plots and a report."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
+
+from rosenblatt.assembly import TableFlow, TableRuntime, assemble, config_of
+from rosenblatt.cli import INTERRUPTED
+from rosenblatt.cli.options import Json, from_mapping, pairs, parse, read_toml, to_mapping, to_toml, to_words
+from rosenblatt.cli.outputs import (
+    compare,
+    count_parameters,
+    next_steps,
+    remove_outputs,
+    summary,
+    write_outputs,
+)
+from rosenblatt.cli.rows import Rows, RowsOptions, prepare
+from rosenblatt.core.errors import CheckpointError, DataError, OptionError
+from rosenblatt.train import FitConfig, Fitter, RunFolder
+
+PROG = "rosenblatt fit"
+SECONDS_BETWEEN_LINES = 10.0
+# Enough for the bundled set in about two minutes on one core.
+BUNDLED: Json = {"fit": {"epochs": 16, "time_limit": 180.0, "learning_rate": 2e-3}}
+BUNDLED_SUPPORT: Json = {"minute_of_day": [0, 1440]}
+# The minute of the day explains the meters better than they explain it, so it is read first.
+BUNDLED_NITS: Json = {"order": [5, 4, 3, 2, 1, 0]}
+
+
+@dataclass(frozen=True)
+class FitOptions(RowsOptions):
+    """Fit a density to TABLE (CSV, Parquet, NPZ, NPY; without it the bundled power set) and keep all in a run folder.
+
+    The folder gets checkpoints, samples.csv, plots and report.json. A test part of the rows is never used for training
+    or early stopping and gives the held-out log-likelihood, beside that of a full-covariance Gaussian. `--config FILE`
+    takes the same options from TOML; flags override it.
+    """
+
+    out: Annotated[Path | None, arg(metavar="RUN")] = None
+    """Folder of the new run."""
+    model: str = "nits"
+    """Model name, see `rosenblatt models`."""
+    model_options: Annotated[UseAppendAction[tuple[str, ...]], arg(name="option", metavar="NAME=JSON")] = ()
+    """Model option such as hidden=256 or widths=[16,16,1]."""
+    samples: int = 5000
+    """Rows of samples.csv; 0 for none."""
+    plots: bool = True
+    """Draw the plots."""
+    overwrite: bool = False
+    """Replace an earlier run in the same folder."""
+    resume: Annotated[Path | None, arg(metavar="RUN")] = None
+    """Go on with an interrupted run, bit for bit."""
+    config: Annotated[Path | None, arg(metavar="FILE")] = None
+    """TOML file with any of these options."""
+    print_config: bool = False
+    """Print the options as TOML and stop."""
+    fit: OmitArgPrefixes[FitConfig] = field(default_factory=FitConfig)
+    """Training; --seed also fixes the test split, the rounding noise and the samples."""
+
+
+def run(_command: str, words: Sequence[str]) -> int:
+    """Run the command."""
+    options = read_options(words)
+    if options.print_config:
+        print(to_toml(to_mapping(dataclasses.replace(options, print_config=False, config=None))), end="")
+        return 0
+    folder = options.resume or options.out
+    if folder is None:
+        raise OptionError("--out: the folder of the new run is missing; add --out RUN.")
+    if options.samples < 0:
+        raise OptionError(f"--samples: {options.samples} came, 0 or more was expected.")
+    started = time.monotonic()
+    rows = prepare(options, options.fit.seed)
+    _require_validation_rows(options, rows)
+    _announce_rows(rows)
+    model_options = pairs(options.model_options, "option")
+    flow = assemble(options.model, rows.fit, options=model_options, supports=rows.supports, seed=options.fit.seed)
+    gaussian = assemble("gaussian", rows.fit)
+    print(f"model: {options.model}, {count_parameters(flow):,} weights, {_shown(model_options)}", flush=True)
+    runtime = TableRuntime(options.fit.device, amp=options.fit.amp)
+    store = _open_run(options, rows, flow, folder)
+    with _signals() as received, _no_empty_run(store):
+        report = Fitter(options.fit, runtime=runtime, loggers=[Lines()]).fit(
+            flow, rows.fit, run=store, resume=options.resume is not None
+        )
+    if report.stopped == "interrupted":
+        again = shlex.join(["rosenblatt", "fit", "--resume", str(folder)])
+        print(f"rosenblatt: stopped at step {report.steps} and saved; go on with: {again}", file=sys.stderr)
+        return 128 + received[0] if received else INTERRUPTED
+    flow.cpu().double()
+    gaussian.initialise(rows.fit.values, None, rows.fit.weight)
+    scores = None if rows.test is None else compare(flow, gaussian.eval(), rows.test)
+    print(summary(options.model, report, rows, scores), flush=True)
+    files = write_outputs(store, flow, rows, report, scores, samples=options.samples, plots=options.plots)
+    print(f"run folder: {folder} ({', '.join(files)}), {time.monotonic() - started:.0f} s in all")
+    print("next:", *next_steps(folder, rows), sep="\n  ")
+    print(f"the same run again: {store.config['provenance']['command']}")
+    return 0
+
+
+def read_options(words: Sequence[str]) -> FitOptions:
+    """Options from the run to resume or from the bundled set's defaults, then the TOML file, then the flags."""
+    asked = parse(FitOptions, words, PROG)
+    if asked.resume is not None:
+        return _resumed_options(words, asked.resume)
+    toml = read_toml(asked.config) if asked.config is not None else {}
+    where = str(asked.config)
+    filed = from_mapping(FitOptions, toml, where, PROG)
+    for name in ("config", "resume", "print_config"):
+        if name in toml:
+            raise OptionError(f"{where}: '{name}' is a flag only; remove it from the file.")
+    merged = parse(FitOptions, words, PROG, default=filed)
+    if merged.table is not None:
+        return merged
+    bundled = dict(BUNDLED)
+    if merged.columns is None:
+        bundled |= {"support": BUNDLED_SUPPORT, "model_options": BUNDLED_NITS if merged.model == "nits" else {}}
+    usual = from_mapping(FitOptions, bundled, "the bundled set", PROG)
+    return parse(FitOptions, words, PROG, default=from_mapping(FitOptions, toml, where, PROG, default=usual))
+
+
+def stored_options(store: RunFolder) -> FitOptions:
+    """Read the options that a run was started with from its config."""
+    provenance = store.config.get("provenance")
+    stored = provenance.get("options") if isinstance(provenance, dict) else None
+    if not isinstance(stored, dict):
+        raise CheckpointError(
+            f"{store.path}: was not made by `rosenblatt fit`, so its table is unknown; give one with --data, "
+            "or resume it from Python."
+        )
+    mapping = {**stored, "fit": store.config.get("fit", {})}
+    return from_mapping(FitOptions, mapping, str(store.path / "config.json"), PROG)
+
+
+def _resumed_options(words: Sequence[str], folder: Path) -> FitOptions:
+    before = stored_options(RunFolder.open(folder))
+    options = parse(FitOptions, words, PROG, default=before)
+    kept = dataclasses.replace(
+        before, resume=options.resume, fit=options.fit, samples=options.samples, plots=options.plots
+    )
+    changed = [f.name for f in dataclasses.fields(kept) if getattr(kept, f.name) != getattr(options, f.name)]
+    if changed:
+        raise OptionError(
+            f"--resume: '{changed[0]}' cannot change in a resumed run; leave it out or start a new run with --out."
+        )
+    return options
+
+
+def _open_run(options: FitOptions, rows: Rows, flow: TableFlow, folder: Path) -> RunFolder:
+    if options.resume is not None:
+        store = RunFolder.open(folder)
+        if store.config.get("data", {}).get("digest") != rows.digest:
+            raise DataError(
+                f"{rows.source}: the table changed since the run {folder} began (its SHA-256 differs); bring the "
+                "same rows back or start a new run with --out."
+            )
+        return store
+    place = {name: str(path.absolute()) for name in ("table", "test") if (path := getattr(options, name)) is not None}
+    stored = {**to_mapping(dataclasses.replace(options, out=None, overwrite=False, config=None)), **place}
+    config = config_of(
+        options.model,
+        flow,
+        rows.fit,
+        options.fit,
+        options=pairs(options.model_options, "option"),
+        dequantise=rows.steps,
+        data={
+            "source": rows.source,
+            "digest": rows.digest,
+            "rows": len(rows.fit),
+            "test_rows": rows.test_rows,
+            "named": True,
+        },
+        provenance={"options": stored, "command": _command_line(options)},
+    )
+    store = RunFolder.create(folder, config, overwrite=options.overwrite)
+    remove_outputs(folder)
+    return store
+
+
+def _command_line(options: FitOptions) -> str:
+    """The command that repeats the run."""
+    return shlex.join(["rosenblatt", "fit", *to_words(FitOptions, to_mapping(options))])
+
+
+def _require_validation_rows(options: FitOptions, rows: Rows) -> None:
+    """Refuse a split that leaves no validation rows before anything is written."""
+    fraction = options.fit.validation_fraction
+    if fraction and not 1 <= round(fraction * len(rows.fit)) < len(rows.fit):
+        raise DataError(
+            f"table: {len(rows.fit)} rows are too few to hold out a part of {fraction:g} for validation; bring more "
+            "rows or set --validation-fraction 0."
+        )
+
+
+class Lines:
+    """A line per validation where there is no terminal, at most one every ten seconds."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Print the record when it is time."""
+        now = time.monotonic()
+        if sys.stdout.isatty() or now - self._last < SECONDS_BETWEEN_LINES:
+            return
+        self._last = now
+        parts = [f"{name} {record[name]:.3f}" for name in ("train", "validation") if record[name] is not None]
+        print(
+            f"  step {record['step']}  epoch {record['epoch']:.1f}  {'  '.join(parts)} nats  {record['seconds']:.0f} s",
+            flush=True,
+        )
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Note the numbers of arriving signals, which the fitter itself answers, to choose the exit code."""
+    received: list[int] = []
+    inlet, outlet = socket.socketpair()
+    inlet.setblocking(False)
+    outlet.setblocking(False)
+    try:
+        before = signal.set_wakeup_fd(inlet.fileno(), warn_on_full_buffer=False)
+    except ValueError:  # not in the main thread, where no signal arrives either
+        before = None
+    try:
+        yield received
+    finally:
+        if before is not None:
+            signal.set_wakeup_fd(before)
+            with suppress(BlockingIOError):
+                received += list(outlet.recv(64))
+        inlet.close()
+        outlet.close()
+
+
+@contextmanager
+def _no_empty_run(store: RunFolder) -> Iterator[None]:
+    """Leave no run folder behind that failed before its first checkpoint."""
+    try:
+        yield
+    except BaseException:
+        if not store.steps():
+            for name in ("config.json", "metrics.jsonl", "lock"):
+                (store.path / name).unlink(missing_ok=True)
+            with suppress(OSError):  # the folder holds files that are not a run's
+                store.path.rmdir()
+        raise
+
+
+def _announce_rows(rows: Rows) -> None:
+    names = ", ".join(rows.fit.columns[:8]) + (", ..." if rows.fit.features > 8 else "")
+    test = f" and {rows.test_rows:,} held out as test rows" if rows.test is not None else ""
+    print(f"table: {rows.source}, {rows.fit.features} columns ({names})")
+    print(f"rows: {len(rows.fit):,} to fit (validation rows among them){test}")
+    print(*rows.notes, sep="\n", end="\n" if rows.notes else "", flush=True)
+    for warning in rows.warnings:
+        print(f"rosenblatt: warning: {warning}", file=sys.stderr)
+
+
+def _shown(options: Json) -> str:
+    return ", ".join(f"{name}={json.dumps(value)}" for name, value in options.items()) or "default options"

@@ -1,0 +1,1 @@
+"""Networks that emit the parameters of elementwise maps, in a declared order."""

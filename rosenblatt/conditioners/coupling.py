@@ -1,0 +1,111 @@
+"""Coupling: one part of the coordinates conditions the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rosenblatt.conditioners.base import Conditioner, Walk
+from rosenblatt.conditioners.independent import Independent
+from rosenblatt.core.errors import OptionError
+from rosenblatt.nets import ResidualMLP
+
+
+class Coupling(Conditioner):
+    """Theta of the second part is a residual network of the first part; the first part has free thetas of its own.
+
+    `mask` says which coordinates are the first part: "half" (the first half, rounded up), "even" (0, 2, ..), "odd"
+    (1, 3, ..) or a list of booleans. Two levels; one if either part is empty (as for a single feature), and then all
+    thetas are free. Context enters both parts. Raises `OptionError` for another mask or sizes below 1.
+    References: Dinh et al., Density estimation using Real NVP, ICLR 2017; free first part as in Durkan et al. 2019.
+
+    >>> [level.tolist() for level in Coupling(3, 2, mask="even").levels]
+    [[0, 2], [1]]
+    """
+
+    def __init__(
+        self,
+        features: int,
+        params: int,
+        *,
+        mask: str | Sequence[bool] = "half",
+        hidden: int = 128,
+        blocks: int = 2,
+        context: int = 0,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        first = _first_part(features, mask)
+        second = [i for i in range(features) if i not in set(first)]
+        if not first or not second:
+            first, second = list(range(features)), []
+        self.features, self.params, self.context = features, params, context
+        self.free = Independent(len(first), params, context=context, hidden=hidden, blocks=blocks, dropout=dropout)
+        self.net: ResidualMLP | None = None
+        if second:
+            inputs, outputs = len(first) + context, len(second) * params
+            self.net = ResidualMLP(inputs, outputs, hidden=hidden, blocks=blocks, dropout=dropout)
+        order = torch.tensor(first + second)
+        self.register_buffer("first", torch.tensor(first), persistent=False)
+        self.register_buffer("second", torch.tensor(second, dtype=torch.long), persistent=False)
+        self.register_buffer("position", torch.argsort(order), persistent=False)
+
+    @property
+    def levels(self) -> tuple[Tensor, ...]:
+        """The first part, then the second part if there is one."""
+        first, second = self.get_buffer("first"), self.get_buffer("second")
+        return (first, second) if self.net is not None else (first,)
+
+    def start_at(self, theta: Tensor) -> None:
+        """Start every coordinate at `theta`; the network's last weights are a hundredth of the usual."""
+        self.free.start_at(theta)
+        if self.net is not None:
+            self.net.start_at(theta.repeat(self.features - self.free.features))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Parameters (*batch, features, params) of every coordinate."""
+        theta = self._free_part(x, context)
+        if self.net is not None:
+            theta = torch.cat([theta, self._conditioned_part(x, context)], dim=-2)
+        return theta.index_select(-2, self.get_buffer("position"))
+
+    def walk(self, batch: torch.Size, context: Tensor | None = None) -> Walk:
+        """Begin a pass that evaluates each part once."""
+        return _CouplingWalk(self, context)
+
+    def _free_part(self, x: Tensor, context: Tensor | None) -> Tensor:
+        theta: Tensor = self.free(x[..., : self.free.features], context)
+        return theta
+
+    def _conditioned_part(self, x: Tensor, context: Tensor | None) -> Tensor:
+        seen = x.index_select(-1, self.get_buffer("first"))
+        if self.context and context is not None:
+            seen = torch.cat([seen, context], dim=-1)
+        theta: Tensor = self.net(seen)  # type: ignore[misc]  # only called when there is a second part
+        return theta.reshape(*x.shape[:-1], self.features - self.free.features, self.params)
+
+
+class _CouplingWalk:
+    def __init__(self, conditioner: Coupling, context: Tensor | None) -> None:
+        self.conditioner = conditioner
+        self.context = context
+
+    def theta(self, level: int, x: Tensor) -> Tensor:
+        part = self.conditioner._conditioned_part if level else self.conditioner._free_part
+        return part(x, self.context)
+
+
+def _first_part(features: int, mask: str | Sequence[bool]) -> list[int]:
+    if features < 1:
+        raise OptionError(f"features: {features} came, an integer >= 1 was expected.")
+    if mask == "half":
+        return list(range((features + 1) // 2))
+    if mask == "even":
+        return list(range(0, features, 2))
+    if mask == "odd":
+        return list(range(1, features, 2))
+    if isinstance(mask, str) or len(mask) != features or any(value not in (0, 1) for value in mask):
+        raise OptionError(f"mask: {mask!r} came, 'half', 'even', 'odd' or a list of {features} booleans was expected.")
+    return [i for i, value in enumerate(mask) if value]

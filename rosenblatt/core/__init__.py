@@ -1,0 +1,1 @@
+"""The floor everything stands on: transforms, densities, roots, registry and errors."""

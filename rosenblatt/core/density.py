@@ -1,0 +1,267 @@
+"""Densities: things with `log_prob` and `sample`; a flow is a transform in front of a base."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from rosenblatt.core.errors import DataError, InverseError, OptionError
+from rosenblatt.core.transform import Compose, Inverse, Transform
+from rosenblatt.core.types import Likelihood
+
+SAMPLE_ROWS = 8192  # inverted at once: bounds the memory of a large sample, not its values
+
+
+class Density(nn.Module, ABC):
+    """A probability density over vectors of `features` numbers, perhaps given `context` numbers.
+
+    Shapes: `x` (*batch, features), `context` (*batch, context) or None, `log_prob` (*batch), in nats.
+    """
+
+    likelihood: ClassVar[Likelihood] = Likelihood.EXACT
+    closed_form: ClassVar[bool] = False  # True: `initialise` on all rows is the whole fit
+    features: int
+    context: int
+
+    @abstractmethod
+    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Log-density in nats, shape (*batch).
+
+        A row with NaN gives NaN, a row with an infinity or outside the support gives -inf; other rows
+        of the batch are untouched. Raises `DataError` when the last axis is not `features` long.
+        """
+
+    @abstractmethod
+    def sample_and_log_prob(
+        self, n: int, context: Tensor | None = None, *, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draw `n` vectors (per context row) and their log-densities: (n, *batch, features), (n, *batch)."""
+
+    def sample(self, n: int, context: Tensor | None = None, *, generator: torch.Generator | None = None) -> Tensor:
+        """Draw `n` vectors, or `n` for each row of `context`; the global random state is not touched.
+
+        Without `generator` a fresh one is seeded by the system, so pass one for reproducible draws.
+        """
+        return self.sample_and_log_prob(n, context, generator=generator)[0]
+
+    def initialise(self, x: Tensor, context: Tensor | None = None, weight: Tensor | None = None) -> None:
+        """Set data-dependent starting values from training rows; nothing by default."""
+
+    def given(self, context: Tensor | None = None, *, generator: torch.Generator | None = None) -> Given:
+        """View this density at `context` as a `torch.distributions.Distribution`."""
+        return Given(self, context, generator=generator)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return `log_prob`, so that compile, export and data-parallel wrappers see it."""
+        return self.log_prob(x, context)
+
+    def check(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Raise `DataError` unless `x` and `context` have the widths and a dtype this density works with."""
+        if x.shape[-1:] != (self.features,):
+            raise DataError(
+                f"x: shape {tuple(x.shape)} came, the last axis must have {self.features} features; check the columns."
+            )
+        if x.dtype not in (torch.float32, torch.float64):
+            raise DataError(f"x: dtype {x.dtype} came, float32 or float64 was expected; convert with x.float().")
+        width = 0 if context is None else context.shape[-1]
+        if width != self.context:
+            raise DataError(
+                f"context: {width} columns came, {self.context} were expected; pass what the model was built with."
+            )
+
+
+def fresh_generator(device: torch.device | str = "cpu") -> torch.Generator:
+    """Make a generator seeded by the system that leaves the global one alone."""
+    generator = torch.Generator(device=device)
+    generator.seed()
+    return generator
+
+
+class Flow(Density):
+    """A density made of an invertible `transform` in front of a `base`.
+
+    `log p(x) = log p_base(T(x)) + log|det dT/dx|` (Papamakarios et al. 2021); samples are
+    `T^-1(z)` with `z` from the base.
+
+    >>> from rosenblatt.bases import StandardNormal
+    >>> from rosenblatt.core.transform import Identity
+    >>> flow = Flow(Identity(), StandardNormal(2))
+    >>> flow.log_prob(torch.zeros(2)).item()  # -log(2 pi)
+    -1.837877035140991
+    """
+
+    def __init__(self, transform: Transform, base: Density, *, context: int = 0) -> None:
+        super().__init__()
+        self.transform = transform
+        self.base = base
+        self.features = base.features
+        self.context = context
+
+    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Exact log-density; see `Density.log_prob` for rows that are not finite."""
+        self.check(x, context)
+        # Rows that are not finite are computed at 0 and answered afterwards, so that
+        # neither their values nor their gradients reach the other rows.
+        finite = torch.isfinite(x)
+        z, log_det = self.transform(torch.where(finite, x, 0.0), context)
+        log_prob = self.base.log_prob(z) + log_det
+        log_prob = torch.where(finite.all(dim=-1), log_prob, -torch.inf)
+        return torch.where(torch.isnan(x).any(dim=-1), torch.nan, log_prob)
+
+    def sample_and_log_prob(
+        self, n: int, context: Tensor | None = None, *, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draw base noise and map it to the data side."""
+        batch = () if context is None else tuple(context.shape[:-1])
+        rows = n * math.prod(batch)
+        z = self.base.sample(rows, generator=generator)
+        if context is not None:
+            context = context.expand(n, *context.shape).reshape(rows, self.context)
+        parts = []
+        for start in range(0, max(rows, 1), SAMPLE_ROWS):
+            chunk = slice(start, start + SAMPLE_ROWS)
+            try:
+                parts.append(self.transform.inverse(z[chunk], None if context is None else context[chunk]))
+            except InverseError as error:
+                raise InverseError(error.reason, [start + row for row in error.rows]) from None
+        x = torch.cat([part.value for part in parts])
+        log_prob = self.base.log_prob(z) - torch.cat([part.log_det for part in parts])
+        return x.reshape(n, *batch, self.features), log_prob.reshape(n, *batch)
+
+    def to_base(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Noise `z = T(x)` behind `x`, (*batch, features): computed in float64, returned in the dtype of `x`."""
+        self.check(x, context)
+        return self._run_in_double(self.transform, x, context).to(x.dtype)
+
+    def from_base(self, z: Tensor, context: Tensor | None = None, *, tolerance: float = 1e-3) -> Tensor:
+        """Map noise to data, `x = T^-1(z)`, in float64, and vouch for the digits in the dtype of `z`.
+
+        Far from the data a trained flow can stretch rounding errors without bound. So the result is mapped back, and
+        inverted again from noise an ulp away on either side: a row whose way back misses `z`, or whose `x` moves, by
+        more than `tolerance` raises `InverseError` with the row numbers. Rows that are not finite are not judged.
+        """
+        self.check(z, context)
+        backwards = Inverse(self.transform)
+        exact = self._run_in_double(backwards, z, context)
+        x = exact.to(z.dtype)
+        with torch.no_grad():
+            returned = self._run_in_double(self.transform, x, context)
+            error = (returned - z).abs()
+            alternating = 1.0 - 2.0 * (torch.arange(self.features, device=z.device) % 2).double()
+            ulps = torch.finfo(z.dtype).eps * (1 + z.double().abs()) * alternating
+            residual = torch.where(torch.isfinite(returned), returned - z, 0.0)
+            for disturbance in (ulps + residual, -ulps - residual):  # a plateau may lie on one side only
+                moved = self._run_in_double(backwards, z + disturbance, context) - exact
+                error = torch.maximum(error, 2 * moved.abs())
+            judged = torch.isfinite(z).all(dim=-1)
+            failed = judged & ~(error <= tolerance).all(dim=-1)  # an error that is not a number fails too
+            if bool(failed.any()):
+                rows = failed.reshape(-1).nonzero().squeeze(-1).tolist()
+                raise InverseError(f"are not determined to {tolerance:g} in {z.dtype}", rows)
+        return x
+
+    def _run_in_double(self, transform: Transform, x: Tensor, context: Tensor | None) -> Tensor:
+        """Value of `transform`, with weights and input cast to float64 for this one call."""
+        state = {
+            name: tensor.double() if tensor.is_floating_point() else tensor
+            for name, tensor in (*transform.named_parameters(), *transform.named_buffers())
+        }
+        inputs = (x.double(), None if context is None else context.double())
+        value: Tensor = torch.func.functional_call(transform, state, inputs).value
+        return value
+
+    def to_uniform(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Rosenblatt transform: `u = F_base(T(x))`, uniform on the unit cube if the model is right.
+
+        For one autoregressive layer, `u_i = F_i(x_i | x_<i)` in the model's order (Rosenblatt 1952).
+        Raises `OptionError` when the base has no coordinate-wise CDF.
+        """
+        self.check(x, context)
+        return self._factorised_base().cdf(self._run_in_double(self.transform, x, context)).to(x.dtype)
+
+    def from_uniform(self, u: Tensor, context: Tensor | None = None) -> Tensor:
+        """Inverse of `to_uniform`: `x = T^-1(F_base^-1(u))`; 0 and 1 give the ends of the support."""
+        z = self._factorised_base().quantile(u.double())
+        return self._run_in_double(Inverse(self.transform), z, context).to(u.dtype)
+
+    def after(self, transform: Transform) -> Flow:
+        """Put a fixed transform (units, supports) on the data side; `log_prob` is then in its units."""
+        return Flow(Compose([transform, self.transform]), self.base, context=self.context)
+
+    def initialise(self, x: Tensor, context: Tensor | None = None, weight: Tensor | None = None) -> None:
+        """Let each data-dependent step (ActNorm) start from what reaches it."""
+        steps = self.transform.steps if isinstance(self.transform, Compose) else [self.transform]
+        with torch.no_grad():
+            for step in steps:
+                start = getattr(step, "initialise", None)
+                if start is not None:
+                    start(x, context, weight)
+                x = step(x, context).value
+
+    def _factorised_base(self) -> FactorisedDensity:
+        if not isinstance(self.base, FactorisedDensity):
+            raise OptionError(
+                f"base: {type(self.base).__name__} has no coordinate-wise CDF, so there is no Rosenblatt "
+                "transform; use a base with independent coordinates."
+            )
+        return self.base
+
+
+class FactorisedDensity(Density):
+    """A density with independent coordinates, each with a CDF and a quantile function."""
+
+    context = 0
+
+    @abstractmethod
+    def cdf(self, x: Tensor) -> Tensor:
+        """P(X_i <= x_i) per coordinate, shape of `x`."""
+
+    @abstractmethod
+    def quantile(self, u: Tensor) -> Tensor:
+        """Inverse of `cdf`: -inf/+inf (or the ends of the support) at 0 and 1, NaN outside [0, 1]."""
+
+
+class Given(torch.distributions.Distribution):
+    """A density at fixed context, as a `torch.distributions.Distribution`."""
+
+    arg_constraints: ClassVar[dict[str, torch.distributions.constraints.Constraint]] = {}
+    has_rsample = True
+
+    def __init__(
+        self, density: Density, context: Tensor | None = None, *, generator: torch.Generator | None = None
+    ) -> None:
+        self.density = density
+        self.context = context
+        self.generator = generator
+        batch_shape = torch.Size() if context is None else context.shape[:-1]
+        super().__init__(batch_shape, torch.Size([density.features]), validate_args=False)
+
+    @property
+    def support(self) -> torch.distributions.constraints.Constraint:
+        """Real vectors; a row outside a narrower support of the model has log-density -inf."""
+        return torch.distributions.constraints.real_vector
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density of `value` (*sample, *batch, features)."""
+        context = self.context
+        if context is not None:
+            lead = torch.broadcast_shapes(value.shape[:-1], context.shape[:-1])
+            value = value.expand(*lead, value.shape[-1])
+            context = context.expand(*lead, context.shape[-1])
+        return self.density.log_prob(value, context)
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw with pathwise gradients."""
+        shape = torch.Size(sample_shape)
+        drawn = self.density.sample(shape.numel(), self.context, generator=self.generator)
+        return drawn.reshape(*shape, *self.batch_shape, *self.event_shape)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw without gradients."""
+        with torch.no_grad():
+            return self.rsample(sample_shape)

@@ -1,0 +1,1 @@
+"""Increasing maps of single coordinates; they own no weights."""

@@ -1,0 +1,1 @@
+"""Whole-vector transforms made from the parts below."""

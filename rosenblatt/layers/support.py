@@ -1,0 +1,109 @@
+"""Columns that live on an interval or a half-line, mapped onto the whole line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid, softplus
+
+from rosenblatt.core.errors import OptionError
+from rosenblatt.core.logspace import log_one_minus_exp
+from rosenblatt.core.transform import Transform
+from rosenblatt.core.types import Mapped, Support
+
+
+class SupportMap(Transform):
+    """Fixed increasing map of each column's declared support onto the line.
+
+    - (a, b): `y = log(x - a) - log(b - x)`, the logit of the position;
+    - (a, inf): `y = log(expm1(u))`, u = (x - a) / scale, which is u itself far from the end;
+    - (-inf, b): the mirror image, `y = -log(expm1((b - x) / scale))`;
+    - no bounds: `y = x`.
+
+    Outside, value = -inf below and +inf above, log_det = -inf. A point exactly at a bound is taken as the nearest
+    number inside, so its density is finite. `supports` holds one (lower, upper) per column, None for no bound;
+    `scales` one positive number per column, used by half-lines.
+    Raises `OptionError` for an empty interval or a scale that is not positive.
+
+    >>> SupportMap([(0, 1), (0, None)])(torch.tensor([0.5, 100.0])).value
+    tensor([  0., 100.])
+    """
+
+    def __init__(self, supports: Sequence[Sequence[float | None]], scales: Sequence[float] | None = None) -> None:
+        super().__init__()
+        # Kept as Python numbers: they are rounded to the dtype of the data like the data itself, so that a
+        # value equal to its bound in the table is equal to it here.
+        self.supports = [_support(pair) for pair in supports]
+        self.scales = [1.0] * len(self.supports) if scales is None else [float(scale) for scale in scales]
+        if len(self.scales) != len(self.supports) or not all(0 < scale < math.inf for scale in self.scales):
+            raise OptionError(f"scales: {self.scales} came, {len(self.supports)} positive numbers were expected.")
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Mapped:
+        """Map every column onto the line."""
+        columns = list(x.unbind(dim=-1))
+        log_det = x.new_zeros(x.shape[:-1])
+        for i, (support, scale) in enumerate(zip(self.supports, self.scales, strict=True)):
+            if not support.whole_line:
+                columns[i], column_log_det = _to_line(columns[i], support, scale)
+                log_det = log_det + column_log_det
+        return Mapped(torch.stack(columns, dim=-1), log_det)
+
+    def inverse(self, y: Tensor, context: Tensor | None = None) -> Mapped:
+        """Map every column back into its support."""
+        columns = list(y.unbind(dim=-1))
+        log_det = y.new_zeros(y.shape[:-1])
+        for i, (support, scale) in enumerate(zip(self.supports, self.scales, strict=True)):
+            if not support.whole_line:
+                columns[i], column_log_det = _from_line(columns[i], support, scale)
+                log_det = log_det + column_log_det
+        return Mapped(torch.stack(columns, dim=-1), log_det)
+
+
+def _to_line(x: Tensor, support: Support, scale: float) -> Mapped:
+    lower, upper = support.lower, support.upper
+    below, above = x < lower, x > upper
+    # Moved inside before anything is computed, so that no gradient is infinite.
+    x = torch.where(x <= lower, _inner_neighbour(x, lower, 1), x)
+    x = torch.where(x >= upper, _inner_neighbour(x, upper, -1), x)
+    if support.bounded:
+        to_lower, to_upper = torch.log(x - lower), torch.log(upper - x)
+        value, log_det = to_lower - to_upper, math.log(upper - lower) - to_lower - to_upper
+    else:
+        sign, distance = (1, x - lower) if math.isfinite(lower) else (-1, upper - x)
+        # From the logarithms, because distance / scale may underflow.
+        log_share = log_one_minus_exp(torch.log(distance) - math.log(scale))
+        value, log_det = sign * (distance / scale + log_share), -log_share - math.log(scale)
+    value = torch.where(below, -torch.inf, torch.where(above, torch.inf, value))
+    return Mapped(value, torch.where(below | above, -torch.inf, log_det))
+
+
+def _from_line(y: Tensor, support: Support, scale: float) -> Mapped:
+    lower, upper = support.lower, support.upper
+    if support.bounded:
+        width = upper - lower
+        # Measured from the nearer end, where the other one would have lost the digits.
+        value = torch.where(y < 0, lower + width * torch.sigmoid(y), upper - width * torch.sigmoid(-y))
+        return Mapped(value, math.log(width) + logsigmoid(y) + logsigmoid(-y))
+    if math.isfinite(lower):
+        return Mapped(lower + scale * softplus(y), math.log(scale) + logsigmoid(y))
+    return Mapped(upper - scale * softplus(-y), math.log(scale) + logsigmoid(-y))
+
+
+def _inner_neighbour(x: Tensor, bound: float, direction: int) -> Tensor:
+    """The number next to `bound` on its inner side; next to 0 the smallest normal one, as others may be flushed."""
+    end = x.new_tensor(bound)
+    if math.isinf(bound):
+        return end
+    if abs(bound) < torch.finfo(x.dtype).tiny:
+        return x.new_tensor(direction * torch.finfo(x.dtype).tiny)
+    return torch.nextafter(end, x.new_tensor(direction * math.inf))
+
+
+def _support(pair: Sequence[float | None]) -> Support:
+    if len(pair) != 2:
+        raise OptionError(f"supports: {list(pair)} came, a (lower, upper) pair was expected for every column.")
+    lower, upper = pair
+    return Support(-math.inf if lower is None else float(lower), math.inf if upper is None else float(upper))

@@ -1,0 +1,61 @@
+"""Plain networks that conditioners are made of."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import relu
+
+from rosenblatt.core.errors import OptionError
+
+INPUT_LIMIT = 1e6  # the net saturates here, so that one outlier of 1e30 cannot overflow its row
+
+
+class ResidualMLP(nn.Module):
+    """A pre-activation residual network (*batch, inputs) -> (*batch, outputs) (He et al. 2016).
+
+    Each of `blocks` blocks is `h + W2 drop(relu(W1 relu(h)))`; W2 starts near zero, so that a deep net starts as a
+    shallow one. Inputs saturate at +-1e6. Raises `OptionError` for sizes below 1 or dropout outside [0, 1).
+
+    >>> ResidualMLP(2, 3, hidden=8)(torch.zeros(5, 2)).shape
+    torch.Size([5, 3])
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, hidden: int = 128, blocks: int = 2, dropout: float = 0.0) -> None:
+        super().__init__()
+        sizes = {"inputs": inputs, "outputs": outputs, "hidden": hidden, "blocks": blocks}
+        for name, value in sizes.items():
+            if value < 1:
+                raise OptionError(f"{name}: {value} came, an integer >= 1 was expected.")
+        if not 0 <= dropout < 1:
+            raise OptionError(f"dropout: {dropout} came, a share in [0, 1) was expected.")
+        self.first = nn.Linear(inputs, hidden)
+        self.blocks = nn.ModuleList(_Block(hidden, dropout) for _ in range(blocks))
+        self.last = nn.Linear(hidden, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the network."""
+        hidden = self.first(x.clamp(-INPUT_LIMIT, INPUT_LIMIT))
+        for block in self.blocks:
+            hidden = hidden + block(hidden)
+        return self.last(relu(hidden))  # type: ignore[no-any-return]
+
+    def start_at(self, output: Tensor) -> None:
+        """Emit `output` (outputs,) at first, disturbed by a hundredth of the usual last weights."""
+        with torch.no_grad():
+            self.last.weight.mul_(1e-2)
+            self.last.bias.copy_(output)
+
+
+class _Block(nn.Module):
+    def __init__(self, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.before = nn.Linear(hidden, hidden)
+        self.after = nn.Linear(hidden, hidden)
+        self.drop = nn.Dropout(dropout)
+        with torch.no_grad():
+            self.after.weight.mul_(1e-2)
+            self.after.bias.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.drop(relu(self.before(relu(x)))))  # type: ignore[no-any-return]

@@ -1,0 +1,5 @@
+"""What a model is trained to do: losses per row."""
+
+from rosenblatt.objectives.likelihood import NLL, Objective
+
+__all__ = ["NLL", "Objective"]

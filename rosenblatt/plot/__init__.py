@@ -1,0 +1,57 @@
+"""Pictures of a fitted density: matplotlib figures, made without pyplot's global state."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rosenblatt.core.density import Flow
+from rosenblatt.core.errors import DataError, OptionError
+from rosenblatt.plot.corner import corner
+from rosenblatt.plot.marginals import marginals
+from rosenblatt.plot.pit import pit
+from rosenblatt.plot.style import FittedDensity, drawn, subject
+from rosenblatt.plot.training import training_curve
+
+__all__ = ["corner", "marginals", "pit", "save_plots", "training_curve"]
+
+SAMPLES = 10_000
+DOTS_PER_INCH = 110
+
+
+def save_plots(
+    model: Flow | FittedDensity,
+    data: object,
+    metrics: Sequence[Mapping[str, Any]],
+    folder: str | Path,
+    *,
+    seed: int = 0,
+) -> list[Path]:
+    """Write corner.png, marginals.png, pit.png and training.png into `folder`; returns the files written.
+
+    A model without a Rosenblatt transform gets no pit.png, a model without training records no training.png. Raises
+    `DataError` for rows that do not fit the model or a folder that cannot be written to.
+    """
+    folder = Path(folder)
+    held = subject(model, data)
+    table = dict(zip(held.columns, held.rows.T, strict=True))
+    samples = drawn(held.flow, SAMPLES, seed)
+    figures = {
+        "corner": corner(held.flow, table, samples=samples),
+        "marginals": marginals(held.flow, table, samples=samples),
+    }
+    with contextlib.suppress(OptionError):  # the base has no coordinate-wise CDF
+        figures["pit"] = pit(held.flow, table)
+    if metrics:
+        figures["training"] = training_curve(metrics)
+    written = []
+    for name, figure in figures.items():
+        path = folder / f"{name}.png"
+        try:
+            figure.savefig(path, dpi=DOTS_PER_INCH)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be written ({error.strerror}); choose another folder.") from None
+        written.append(path)
+    return written

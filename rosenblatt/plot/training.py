@@ -1,0 +1,48 @@
+"""How training went: log-likelihood of training and held-out rows over the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from rosenblatt.core.errors import DataError
+from rosenblatt.plot.style import DATA, MODEL, tidy
+
+
+def training_curve(metrics: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw training and held-out log-likelihood over the steps, and mark the best.
+
+    `metrics` are the records of a run's metrics.jsonl or of `FitReport.history`: step, train, validation in nats per
+    row. The first steps may leave the axes at the bottom. Raises `DataError` when there is no record.
+    """
+    if not metrics:
+        raise DataError("metrics: no records came, at least one was expected; fit the model first.")
+    figure = Figure(figsize=(7.0, 4.2), layout="constrained")
+    axes = figure.subplots()
+    late: list[float] = []
+    for key, colour, rows in (("train", DATA, "training rows"), ("validation", MODEL, "held-out rows")):
+        known = [(record["step"], record[key]) for record in metrics if record.get(key) is not None]
+        if not known:
+            continue
+        steps, scores = np.array(known, dtype=float).T
+        late += scores[len(scores) // 10 :].tolist()
+        label = rows
+        if key == "validation":
+            best = int(scores.argmax())
+            label += f", best {scores[best]:.3f} at step {steps[best]:,.0f}"
+            axes.plot(steps[best], scores[best], "o", color=MODEL, markersize=9, markerfacecolor="white", zorder=5)
+        marker = "o" if len(known) < 30 else None
+        axes.plot(steps, scores, color=colour, linewidth=1.8, marker=marker, markersize=4, label=label)
+    if late:
+        air = 0.08 * (max(late) - min(late)) or 0.5
+        axes.set_ylim(min(late) - 2 * air, max(late) + air)
+    axes.set_xlabel("step", fontsize=11)
+    axes.set_ylabel("log-likelihood, nats per row", fontsize=11)
+    axes.grid(color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.legend(frameon=False, fontsize=11, loc="lower right")
+    tidy(axes)
+    return figure

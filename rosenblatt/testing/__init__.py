@@ -1,0 +1,39 @@
+"""The conformance suite that ships with the library, and the audit of a trained model."""
+
+from rosenblatt.testing.audit import AuditReport, AuditRow, audit
+from rosenblatt.testing.checks import (
+    check_conditioner,
+    check_density,
+    check_elementwise,
+    check_pair,
+    check_transform,
+)
+from rosenblatt.testing.tables import (
+    CONDITIONERS,
+    ELEMENTWISE,
+    MODELS,
+    PAIRS,
+    ConditionerRow,
+    ElementwiseRow,
+    ModelRow,
+    PairRow,
+)
+
+__all__ = [
+    "CONDITIONERS",
+    "ELEMENTWISE",
+    "MODELS",
+    "PAIRS",
+    "AuditReport",
+    "AuditRow",
+    "ConditionerRow",
+    "ElementwiseRow",
+    "ModelRow",
+    "PairRow",
+    "audit",
+    "check_conditioner",
+    "check_density",
+    "check_elementwise",
+    "check_pair",
+    "check_transform",
+]

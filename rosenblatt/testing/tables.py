@@ -1,0 +1,221 @@
+"""The rows that the conformance suite runs on: a new part is one row here and gets all its checks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+import rosenblatt.models  # noqa: F401 - enters every model in the registry
+from rosenblatt.bases import Box, StandardLogistic, StandardNormal
+from rosenblatt.conditioners.base import Conditioner
+from rosenblatt.conditioners.coupling import Coupling
+from rosenblatt.conditioners.independent import Independent
+from rosenblatt.conditioners.masked import Masked
+from rosenblatt.core.density import FactorisedDensity, Flow
+from rosenblatt.core.errors import OptionError
+from rosenblatt.core.registry import build
+from rosenblatt.core.transform import Compose
+from rosenblatt.elementwise.affine import Affine
+from rosenblatt.elementwise.base import Elementwise, UnitElementwise
+from rosenblatt.elementwise.monotone_net import MonotoneNet
+from rosenblatt.elementwise.sigmoid_mixture import DeepSigmoid, LogisticMixture
+from rosenblatt.elementwise.spline import RationalQuadraticSpline
+from rosenblatt.layers.conditional import Conditional
+from rosenblatt.layers.scaling import Standardise
+from rosenblatt.layers.support import SupportMap
+from rosenblatt.testing import oracles
+from rosenblatt.testing.oracles import Oracle
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class ElementwiseRow:
+    """One family of increasing maps: how to make it, an independent oracle, and points it finds hard.
+
+    `start_tolerance` is how far the start may be from the identity: 0 means exactly the identity; for families of
+    CDFs it is the distance of F from the standard logistic CDF, or from the uniform one on an interval.
+    `oracle_tolerance` is relative to 1 + |value|.
+    """
+
+    name: str
+    make: Callable[[], Elementwise]
+    oracle: Oracle
+    points: tuple[float, ...] = ()
+    start_tolerance: float = 0.0
+    oracle_tolerance: float = 1e-12
+
+    def base(self, features: int) -> FactorisedDensity:
+        """The base that makes this family a density."""
+        elementwise = self.make()
+        if isinstance(elementwise, UnitElementwise):
+            return StandardLogistic(features)
+        if elementwise.domain.bounded:
+            return Box(features, bound=elementwise.domain.upper)
+        return StandardNormal(features)
+
+
+@dataclass(frozen=True)
+class ConditionerRow:
+    """One conditioner: how to make it for (features, params)."""
+
+    name: str
+    make: Callable[[int, int], Conditioner]
+    context: int = 0
+
+
+@dataclass(frozen=True)
+class PairRow:
+    """A cell of the product."""
+
+    elementwise: ElementwiseRow
+    conditioner: ConditionerRow
+
+    @property
+    def name(self) -> str:
+        """Name of the cell."""
+        return f"{self.elementwise.name}-{self.conditioner.name}"
+
+    def make(self, features: int = 4) -> Flow:
+        """The cell as a density with disturbed weights."""
+        elementwise = self.elementwise.make()
+        layer = Conditional(elementwise, seeded(lambda: self.conditioner.make(features, elementwise.spec.size)))
+        return disturbed(Flow(layer, self.elementwise.base(features), context=self.conditioner.context))
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """One model: how to make it, with weights that are not those of the start, for a number of features.
+
+    `lower`, `upper` are the ends of a compact support of every column, None for the whole space. Rows with `traced`
+    are compiled and exported, which takes seconds each.
+    """
+
+    name: str
+    make: Callable[[int], Flow]
+    features: int = 3
+    context: int = 0
+    lower: float | None = None
+    upper: float | None = None
+    traced: bool = False
+
+
+def seeded(make: Callable[[], M], seed: int = 0) -> M:
+    """Run `make` with seeded starting weights, and leave the global random state alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make()
+
+
+def disturbed(module: M, size: float = 0.1, seed: int = 1) -> M:
+    """Add noise to every weight, so that no check passes only because a part starts as the identity."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.add_(size * noise.to(parameter.dtype))
+    return module.eval()
+
+
+def rows_like_data(count: int, features: int, seed: int = 2) -> torch.Tensor:
+    """Correlated normal rows in float64, to condition on and to start from."""
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randn(count, features, generator=generator, dtype=torch.float64)
+    return z + 0.5 * z.roll(1, dims=-1) if features > 1 else z
+
+
+def _model(name: str, context: int = 0, **options: object) -> Callable[[int], Flow]:
+    def make(features: int) -> Flow:
+        model = build(name, features, context, options=dict(options), seed=0)
+        if not isinstance(model, Flow):
+            raise OptionError(f"model: '{name}' is no flow; the model checks are for flows.")
+        given = rows_like_data(200, context, seed=5).float() if context else None
+        model.initialise(rows_like_data(200, features).float(), given)
+        return disturbed(model, 0.05)
+
+    return make
+
+
+def _in_units(features: int) -> Flow:
+    """NITS in a user's units: a half-line, an interval, and a far offset."""
+    supports: list[list[float | None]] = [[0.0, None], [-1.0, 3.0], [None, None]]
+    used = [supports[column % 3] for column in range(features)]
+    scaling = Standardise([1.5] * features, [0.7] * features)
+    return _model("nits", hidden=16, widths=_WIDTHS)(features).after(Compose([SupportMap(used), scaling]))
+
+
+_NITS_START = 0.035
+_WIDTHS = [8, 8, 1]
+
+ELEMENTWISE: dict[str, ElementwiseRow] = {
+    row.name: row
+    for row in (
+        ElementwiseRow("affine", Affine, oracles.affine),
+        ElementwiseRow("spline", lambda: RationalQuadraticSpline(6, 3.0), oracles.spline, (-3.0, -2.0, 1.0, 3.0)),
+        ElementwiseRow(
+            "spline_box", lambda: RationalQuadraticSpline(6, 3.0, "none"), oracles.spline, (-3.0, -2.0, 1.0, 3.0)
+        ),
+        ElementwiseRow("logistic_mixture", lambda: LogisticMixture(5), oracles.logistic_mixture, (), 0.02),
+        ElementwiseRow("deep_sigmoid", lambda: DeepSigmoid(6, 2), oracles.deep_sigmoid, (), 0.05, 1e-11),
+        ElementwiseRow("nits_mixture", lambda: MonotoneNet((8, 1), epsilon=0.0), oracles.monotone_net, (), _NITS_START),
+        ElementwiseRow("nits", lambda: MonotoneNet((8, 8, 1)), oracles.monotone_net, (), _NITS_START, 1e-11),
+        ElementwiseRow("nits_deep", lambda: MonotoneNet((6, 6, 6, 1)), oracles.monotone_net, (), _NITS_START, 1e-10),
+        ElementwiseRow(
+            "nits_interval",
+            lambda: MonotoneNet((8, 8, 1), lower=-5.0, upper=5.0),
+            oracles.monotone_net,
+            (-4.999, 4.999),
+            0.06,
+            1e-11,
+        ),
+    )
+}
+
+CONDITIONERS: dict[str, ConditionerRow] = {
+    row.name: row
+    for row in (
+        ConditionerRow("independent", Independent),
+        ConditionerRow("independent_context", lambda d, p: Independent(d, p, context=2, hidden=8), 2),
+        ConditionerRow("masked", lambda d, p: Masked(d, p, hidden=16)),
+        ConditionerRow("masked_plain", lambda d, p: Masked(d, p, hidden=16, residual=False, activation="tanh")),
+        ConditionerRow("masked_order", lambda d, p: Masked(d, p, hidden=16, order=[*range(1, d), 0], dropout=0.2)),
+        ConditionerRow("masked_context", lambda d, p: Masked(d, p, hidden=16, context=2), 2),
+        ConditionerRow("coupling", lambda d, p: Coupling(d, p, hidden=16)),
+        ConditionerRow("coupling_odd", lambda d, p: Coupling(d, p, hidden=16, mask="odd", dropout=0.2)),
+        ConditionerRow("coupling_context", lambda d, p: Coupling(d, p, hidden=16, context=2), 2),
+    )
+}
+
+_PAIRED = ("independent", "masked_order", "masked_context", "coupling")
+
+PAIRS: dict[str, PairRow] = {
+    row.name: row for row in (PairRow(e, CONDITIONERS[c]) for e in ELEMENTWISE.values() for c in _PAIRED)
+}
+
+MODELS: dict[str, ModelRow] = {
+    row.name: row
+    for row in (
+        ModelRow("nits", _model("nits", hidden=16, widths=_WIDTHS), traced=True),
+        ModelRow("nits_stacked", _model("nits", hidden=16, transforms=2, widths=[6, 1])),
+        ModelRow(
+            "nits_interval",
+            _model("nits", hidden=16, interval=[-6.0, 6.0], widths=_WIDTHS),
+            lower=-6.0,
+            upper=6.0,
+        ),
+        ModelRow("nits_context", _model("nits", 2, hidden=16, widths=_WIDTHS), context=2),
+        ModelRow("nits_in_units", _in_units, traced=True),
+        ModelRow("maf", _model("maf", transforms=3, hidden=16), traced=True),
+        ModelRow("maf_context", _model("maf", 2, transforms=2, hidden=16), context=2),
+        ModelRow("nsf", _model("nsf", transforms=2, hidden=16), traced=True),
+        ModelRow("nsf_coupling", _model("nsf", transforms=3, hidden=16, coupling=True), traced=True),
+        ModelRow("nsf_context", _model("nsf", 2, transforms=2, hidden=16), context=2),
+        ModelRow("made_mixture", _model("made_mixture", hidden=16)),
+        ModelRow("gaussian", _model("gaussian")),
+        ModelRow("gaussian_context", _model("gaussian", 2), context=2),
+    )
+}

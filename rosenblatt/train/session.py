@@ -1,0 +1,348 @@
+"""The parts of the training loop: one step, one validation, one checkpoint."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from rosenblatt.core.density import Density
+from rosenblatt.core.errors import CheckpointError, DataError, FitDiverged, OptionError
+from rosenblatt.core.types import Batch
+from rosenblatt.objectives.likelihood import Objective
+from rosenblatt.train.checkpoint import RunFolder
+from rosenblatt.train.config import RESUMABLE, FitConfig
+from rosenblatt.train.ema import EMA
+from rosenblatt.train.guard import ROLL_BACKS, Guard, Verdict
+from rosenblatt.train.loggers import Logger, ProgressBar
+from rosenblatt.train.runtime import Runtime, seeded_generator
+from rosenblatt.train.state import Progress, TrainState, random_streams, set_random_streams
+
+INITIAL_ROWS = 100_000  # rows that data-dependent starting values are taken from
+VALIDATION_ROWS = 4096  # rows per batch at validation, or `batch_size` where that is more
+EVENTS_KEPT = 100
+# Streams that are never shared: the epochs of the shuffle use (seed, 0, epoch).
+SHUFFLE, SPLIT, OBJECTIVE, VALIDATION = range(4)
+
+
+class Dataset(Protocol):
+    """Rows to learn from; a pass holds ceil(len / size) batches."""
+
+    def __len__(self) -> int:
+        """Count the rows."""
+
+    def split(self, fractions: Sequence[float], generator: torch.Generator) -> tuple[Dataset, ...]:
+        """Cut the rows at random into disjoint parts; `fractions` add up to one."""
+
+    def batches(self, size: int, generator: torch.Generator, start: int = 0) -> Iterator[Batch]:
+        """Iterate one shuffled pass fixed by the generator's state, without its first `start` batches."""
+
+    def ordered_batches(self, size: int) -> Iterator[Batch]:
+        """Iterate one pass in a fixed order."""
+
+    def rows(self, limit: int | None = None) -> Batch:
+        """Return all rows, or a fixed choice of `limit` of them."""
+
+
+class Session:
+    """One run of training on one model, at any step of it."""
+
+    def __init__(
+        self,
+        config: FitConfig,
+        *,
+        runtime: Runtime,
+        model: Density,
+        data: tuple[Dataset, Dataset | None],
+        objective: Objective,
+        run: RunFolder | None,
+        loggers: Sequence[Logger],
+    ) -> None:
+        self.config, self.runtime, self.run = config, runtime, run
+        self.model, self.objective = model, objective
+        self.train, self.validation = data
+        self.loggers = list(loggers)
+        self.dtype: torch.dtype = getattr(torch, config.dtype)
+        runtime.place(model, self.dtype)
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.closed_form = model.closed_form or not self.parameters
+        self.steps_per_epoch = -(-len(self.train) // config.batch_size)
+        total = config.epochs * self.steps_per_epoch
+        self.total = total if config.max_steps is None else min(total, config.max_steps)
+        self.validate_every = config.validate_every or self.steps_per_epoch
+        self.checkpoint_every = config.checkpoint_every or self.validate_every
+        self.generator = seeded_generator(config.seed, OBJECTIVE, device=runtime.device)
+        batches = self.train.ordered_batches(INITIAL_ROWS)
+        self.poisoned_rows = sum(_poisoned(runtime.to(batch, self.dtype)) for batch in batches)
+        self.state = self._fresh_state()
+        self.best_weights: dict[str, Tensor] | None = None
+        self.bar: ProgressBar | None = None
+        self._started = time.monotonic()
+
+    def begin(self) -> None:
+        """Start from the data: initial values, optimiser, average, first snapshot."""
+        rows = self.train.rows(None if self.closed_form else INITIAL_ROWS)
+        batch = _sound_rows(self.runtime.to(rows, self.dtype))
+        if len(batch.x) == 0:
+            raise DataError("data: no row is finite, at least one was expected; check the table.")
+        with torch.no_grad():
+            self.model.initialise(batch.x, batch.context, batch.weight)
+        self.state = self._fresh_state()
+        self.snapshot = self.state.snapshot()
+        if not self.closed_form:
+            self.save(best=False)
+
+    def resume(self, run: RunFolder) -> int:
+        """Go on from the run's latest checkpoint, bit for bit; returns its step."""
+        checkpoint = run.load("latest")
+        if not checkpoint.train:
+            raise CheckpointError(f"{run.path}: a saved model without training state; resume the run it came from.")
+        self._check_same_run(checkpoint.state)
+        run.rewind(checkpoint.step)
+        progress = Progress(**checkpoint.state["progress"])
+        try:
+            older = run.load(progress.snapshot_step)
+        except CheckpointError:
+            older = checkpoint
+        self.state.restore(older.model, older.train, older.state["ema_updates"])
+        self.snapshot = self.state.snapshot()
+        self.state.restore(checkpoint.model, checkpoint.train, checkpoint.state["ema_updates"])
+        self.state.progress = progress
+        self.state.guard = Guard.from_dict(checkpoint.state["guard"])
+        if progress.best_step is not None:
+            try:
+                self.best_weights = run.load(progress.best_step).model
+            except CheckpointError:
+                progress.best_step = progress.best_validation = None
+                self._note("resume", "the best checkpoint is gone; the next validation counts as the best")
+        set_random_streams(checkpoint.train, self.runtime.device, self.generator)
+        return checkpoint.step
+
+    def epoch(self) -> Iterator[Batch]:
+        """Iterate what is left of the present pass over the training rows."""
+        epoch, done = divmod(self.state.progress.step, self.steps_per_epoch)
+        shuffle = seeded_generator(self.config.seed, SHUFFLE, epoch)
+        before = self.state.progress.step
+        yield from self.train.batches(self.config.batch_size, shuffle, start=done)
+        if self.state.progress.step != before + self.steps_per_epoch - done:
+            raise DataError(
+                f"data: a pass over {len(self.train)} rows must hold {self.steps_per_epoch} batches of "
+                f"{self.config.batch_size}; keep the short last batch and no others."
+            )
+
+    def step(self, batch: Batch) -> None:
+        """Take one optimiser step, unless the guard says otherwise."""
+        progress, optimizer = self.state.progress, self.optimizer
+        batch = self.runtime.to(batch, self.dtype)
+        lr = self._learning_rate(progress.step)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        for parameter in self.parameters:  # a third of the cost of optimizer.zero_grad
+            parameter.grad = None
+        with self.runtime.autocast():
+            losses = self.objective(self.model, batch, self.generator)
+        loss = _weighted_mean(losses.to(self.dtype), batch.weight)
+        self.runtime.backward(loss)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        # The only wait for the device in a step: both numbers at once.
+        loss_value, norm_value = torch.stack((loss.detach(), norm.to(loss.dtype))).tolist()
+        verdict = self.state.guard.judge(loss_value, norm_value)
+        if verdict is Verdict.GOOD:
+            clip = self.config.clip_norm
+            if clip is not None and norm_value > clip:
+                torch._foreach_mul_(gradients, clip / norm_value)
+            optimizer.step()
+            if self.state.ema is not None:
+                self.state.ema.update()
+            progress.loss_sum += loss_value
+            progress.loss_count += 1
+        else:
+            self._answer(verdict, loss_value, norm_value, _poisoned(batch))
+        progress.step += 1
+        if self.bar is not None:
+            self.bar.advance(progress.step, len(batch.x), loss_value, lr)
+
+    def validate(self) -> bool:
+        """Score the weights for use, write the record down, and say whether they are the best so far."""
+        progress = self.state.progress
+        score = None if self.validation is None else self._validation_score(self.validation)
+        if score is not None and math.isnan(score):
+            self._roll_back("the validation score is not a number")
+        finite = score if score is not None and math.isfinite(score) else None
+        if score is not None and finite is None:
+            self._note("validation", "not finite")
+        mean = -progress.loss_sum / progress.loss_count if progress.loss_count else None
+        progress.loss_sum, progress.loss_count = 0.0, 0
+        record = {
+            "step": progress.step,
+            "epoch": progress.step / self.steps_per_epoch,
+            "train": mean,
+            "validation": finite,
+            "lr": self._learning_rate(max(progress.step - 1, 0)),
+            "seconds": self.seconds(),
+            "skipped": self.state.guard.skipped,
+            "rolled_back": self.state.guard.rolled_back,
+        }
+        progress.history.append(record)
+        if self.run is not None:
+            self.run.append_metrics(record)
+        for logger in self.loggers if self.bar is None else (self.bar, *self.loggers):
+            logger.log(record)
+        improved = progress.judge(finite, self.config.min_gain)
+        if improved:
+            self.best_weights = self.state.weights()
+        return improved
+
+    def checkpoint(self, *, best: bool) -> None:
+        """Put everything away: in memory to return to, if the loss is calm, and in the run folder."""
+        if self.state.guard.calm:
+            self.snapshot = self.state.snapshot()
+            self.state.progress.snapshot_step = self.state.progress.step
+        self.save(best=best)
+
+    def save(self, *, best: bool) -> None:
+        """Write a checkpoint into the run folder, if there is one."""
+        if self.run is None:
+            return
+        state = {
+            "fit": self.config.to_dict(),
+            "rows": len(self.train),
+            "progress": {**self.state.progress.to_dict(), "seconds": self.seconds()},
+            "guard": self.state.guard.to_dict(),
+            "ema_updates": self.state.ema_updates,
+        }
+        streams = random_streams(self.runtime.device, self.generator)
+        self.run.save(
+            self.state.progress.step,
+            self.state.weights(),
+            {**self.state.working(), **streams},
+            state,
+            best=best,
+            keep_last=self.config.keep_last,
+        )
+
+    def stopped(self) -> str | None:
+        """Say why training is over, or None."""
+        progress, config = self.state.progress, self.config
+        if config.patience is not None and progress.waits >= config.patience:
+            return "patience"
+        if progress.step >= self.total:
+            return "steps" if progress.step == config.max_steps else "epochs"
+        if config.time_limit is not None and self.seconds() >= config.time_limit:
+            return "time"
+        return None
+
+    def seconds(self) -> float:
+        """Seconds of training so far, over all resumes."""
+        return self.state.progress.seconds + time.monotonic() - self._started
+
+    def finish(self) -> None:
+        """Leave the model with its best weights, in eval mode, without gradients."""
+        self.model.load_state_dict(self.state.weights() if self.best_weights is None else self.best_weights)
+        self.model.zero_grad(set_to_none=True)
+        self.model.eval()
+
+    def _fresh_state(self) -> TrainState:
+        if self.closed_form:
+            return TrainState(self.model, None, None)
+        rate, decay = self.config.learning_rate, self.config.weight_decay
+        try:
+            self.optimizer = torch.optim.AdamW(self.parameters, lr=rate, weight_decay=decay, fused=True)
+        except RuntimeError:  # a device without the fused kernel
+            self.optimizer = torch.optim.AdamW(self.parameters, lr=rate, weight_decay=decay)
+        ema = None if self.config.ema_decay is None else EMA(self.parameters, self.config.ema_decay)
+        return TrainState(self.model, self.optimizer, ema)
+
+    def _learning_rate(self, step: int) -> float:
+        config = self.config
+        rate = config.learning_rate * self.state.guard.lr_scale
+        if config.warmup_steps:
+            rate *= min(1.0, (step + 1) / config.warmup_steps)
+        if config.schedule == "cosine":
+            rate *= (1 + math.cos(math.pi * min(step / self.total, 1.0))) / 2
+        return rate
+
+    def _validation_score(self, data: Dataset) -> float:
+        generator = seeded_generator(self.config.seed, VALIDATION, device=self.runtime.device)
+        total = torch.zeros((), dtype=torch.float64, device=self.runtime.device)
+        mass = total.clone()
+        averaged = nullcontext() if self.state.ema is None else self.state.ema.applied()
+        self.model.eval()
+        with torch.no_grad(), averaged:
+            for rows in data.ordered_batches(max(self.config.batch_size, VALIDATION_ROWS)):
+                batch = _sound_rows(self.runtime.to(rows, self.dtype))
+                with self.runtime.autocast():
+                    losses = self.objective(self.model, batch, generator).double()
+                weight = torch.ones_like(losses) if batch.weight is None else batch.weight.double()
+                total -= (weight * losses).sum()
+                mass += weight.sum()
+        self.model.train()
+        if mass == 0:
+            raise DataError("validation: no finite row with a weight above 0 came; check the table and its split.")
+        return (total / mass).item()
+
+    def _answer(self, verdict: Verdict, loss: float, norm: float, poisoned: int) -> None:
+        what = "loss" if not math.isfinite(loss) else "gradient" if not math.isfinite(norm) else ""
+        reason = f"{what} not finite" if what else f"loss ran away to {loss:.3g} nats a row"
+        if verdict is Verdict.SKIP:
+            self._note("skip", reason, poisoned_rows=poisoned)
+        else:
+            self._roll_back(reason)
+
+    def _roll_back(self, reason: str) -> None:
+        self._note("roll back", reason)
+        self.state.restore(*self.snapshot)
+        if not self.state.guard.roll_back():
+            rate, progress = self.config.learning_rate, self.state.progress
+            raise FitDiverged(
+                f"training diverged at step {progress.step} after {ROLL_BACKS} roll backs ({reason}); "
+                f"lower learning_rate ({rate:g} came), look for rows that are far off or not finite "
+                f"({self.poisoned_rows} of {len(self.train)} are not finite), lower clip_norm "
+                f'or use dtype="float64".'
+            )
+
+    def _note(self, kind: str, reason: str, **details: int) -> None:
+        events = self.state.progress.events
+        if len(events) < EVENTS_KEPT:
+            events.append({"step": self.state.progress.step, "kind": kind, "reason": reason, **details})
+
+    def _check_same_run(self, state: dict[str, Any]) -> None:
+        before, now = state["fit"], self.config.to_dict()
+        for name in now.keys() - RESUMABLE:
+            if before.get(name) != now[name]:
+                raise OptionError(
+                    f"{name}: {now[name]!r} came, the run to resume was started with {before.get(name)!r}; "
+                    "keep that value or start a new run."
+                )
+        if state["rows"] != len(self.train):
+            raise DataError(
+                f"data: {len(self.train)} training rows came, the run to resume had {state['rows']}; "
+                "bring the same rows or start a new run."
+            )
+
+
+def _weighted_mean(losses: Tensor, weight: Tensor | None) -> Tensor:
+    return losses.mean() if weight is None else (weight * losses).sum() / weight.sum()
+
+
+def _finite_rows(batch: Batch) -> Tensor:
+    finite = torch.isfinite(batch.x).all(dim=-1)
+    return finite if batch.context is None else finite & torch.isfinite(batch.context).all(dim=-1)
+
+
+def _poisoned(batch: Batch) -> int:
+    return int((~_finite_rows(batch)).sum())
+
+
+def _sound_rows(batch: Batch) -> Batch:
+    """Leave out rows that are not finite: they would spoil starting values and scores for all the others."""
+    finite = _finite_rows(batch)
+    if bool(finite.all()):
+        return batch
+    return Batch._make(None if part is None else part[finite] for part in batch)

@@ -1,0 +1,124 @@
+"""What training is made of at one moment: tensors and plain values to put away and take up again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rosenblatt.core.density import Density
+from rosenblatt.train.ema import EMA
+from rosenblatt.train.guard import Guard
+
+
+@dataclass
+class Progress:
+    """Counters and scores of a run; JSON values throughout, None for a score that is not finite yet."""
+
+    step: int = 0
+    seconds: float = 0.0
+    best_step: int | None = None
+    best_validation: float | None = None
+    anchor: float | None = None  # the score that the next gain is measured from
+    waits: int = 0
+    loss_sum: float = 0.0
+    loss_count: int = 0
+    snapshot_step: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+    def judge(self, score: float | None, min_gain: float) -> bool:
+        """Take in a validation score (None: not finite, or not made) and say whether it is the best yet."""
+        improved = self.best_validation is None or (score is not None and score > self.best_validation)
+        if improved:
+            self.best_step, self.best_validation = self.step, score
+        if score is not None and (self.anchor is None or score > self.anchor + min_gain):
+            self.anchor, self.waits = score, 0
+        elif self.anchor is not None:
+            self.waits += 1
+        return improved
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields as JSON values."""
+        return asdict(self)
+
+
+class TrainState:
+    """Weights, optimiser, average and random streams of a run, packed and unpacked as one.
+
+    Holds what `pack` needs: `model` weights for use are the averaged ones where there is an average.
+    """
+
+    def __init__(self, model: Density, optimizer: torch.optim.Optimizer | None, ema: EMA | None) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.ema = ema
+        self.guard = Guard()
+        self.progress = Progress()
+
+    def weights(self) -> dict[str, Tensor]:
+        """Copy the weights for use: averaged parameters, present buffers."""
+        chosen = {}
+        if self.ema is not None:
+            pairs = zip(self.ema.parameters, self.ema.average, strict=True)
+            chosen = {id(parameter): average for parameter, average in pairs}
+        state = self.model.state_dict(keep_vars=True)
+        return {name: chosen.get(id(tensor), tensor).detach().clone() for name, tensor in state.items()}
+
+    def working(self) -> dict[str, Tensor]:
+        """Copy what the next step needs besides random streams: raw weights and the optimiser's memory."""
+        tensors = {f"weight.{name}": t.detach().clone() for name, t in self.model.state_dict().items()}
+        stored = {} if self.optimizer is None else self.optimizer.state_dict()["state"]
+        for index, memory in stored.items():
+            for key, value in memory.items():
+                tensors[f"optimizer.{index}.{key}"] = value.detach().clone()
+        return tensors
+
+    @property
+    def ema_updates(self) -> int:
+        """How many steps the average holds."""
+        return 0 if self.ema is None else self.ema.updates
+
+    def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
+        """Copy all that `restore` takes."""
+        return self.weights(), self.working(), self.ema_updates
+
+    def restore(self, weights: Mapping[str, Tensor], working: Mapping[str, Tensor], ema_updates: int) -> None:
+        """Take up what `weights` and `working` returned."""
+        if self.ema is not None:
+            self.model.load_state_dict(dict(weights))
+            with torch.no_grad():
+                torch._foreach_copy_(self.ema.average, [p.detach() for p in self.ema.parameters])
+            self.ema.updates = ema_updates
+        raw = {name.removeprefix("weight."): t for name, t in working.items() if name.startswith("weight.")}
+        self.model.load_state_dict(raw)
+        if self.optimizer is None:
+            return
+        memory: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in working.items():
+            if name.startswith("optimizer."):
+                _, index, key = name.split(".", 2)
+                memory.setdefault(int(index), {})[key] = tensor.clone()
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": memory, "param_groups": groups})
+
+
+def random_streams(device: torch.device, generator: torch.Generator) -> dict[str, Tensor]:
+    """Copy the state of the global streams and of the objective's own."""
+    streams = {"rng.cpu": torch.get_rng_state(), "rng.objective": generator.get_state()}
+    if device.type == "cuda":
+        streams["rng.cuda"] = torch.cuda.get_rng_state(device)
+    return streams
+
+
+def set_random_streams(tensors: Mapping[str, Tensor], device: torch.device, generator: torch.Generator) -> None:
+    """Put back what `random_streams` copied, as far as this device has it."""
+    torch.set_rng_state(tensors["rng.cpu"])
+    if device.type == "cuda" and "rng.cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["rng.cuda"], device)
+    state = tensors["rng.objective"]
+    if state.shape == generator.get_state().shape:  # another kind of device has another kind of stream
+        generator.set_state(state)
