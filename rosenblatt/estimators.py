@@ -82,6 +82,7 @@ class FlowDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
     validation_score_: Estimate | None
     gaussian_score_: Estimate | None
     test_scores_: Comparison | None
+    _comparison: Comparison | None
 
     def __init__(
         self,

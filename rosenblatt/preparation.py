@@ -71,8 +71,10 @@ def spread(table: Table, steps: Mapping[str, float], seed: int) -> Table:
     return table.dequantise(steps, seeded_generator(seed, SPREAD)) if steps else table
 
 
-def require_finite(table: Table, name: str = "X") -> None:
-    """Raise `DataError` that names the first value which is NaN or infinite."""
+def require_finite(table: Table, name: str = "X", *, least: int = 0) -> None:
+    """Raise `DataError` for fewer than `least` rows, or one that names the first value which is NaN or infinite."""
+    if len(table) < least:
+        raise DataError(f"{name}: {len(table)} rows came, at least {least} are needed; bring more rows.")
     bad = ~torch.isfinite(table.values)
     if bool(bad.any()):
         row, column = bad.nonzero()[0].tolist()

@@ -122,7 +122,7 @@ def test_bad_usage(
         (["--option", "hidden=-1"], "hidden"),
         (["--support", "colour=[0,1]"], "colour"),
         (["--support", "price=[5,null]"], "price"),
-        (["--dequantise", "mass=coarse"], "--dequantise"),
+        (["--dequantise", "mass=coarse"], "dequantise: 'coarse'"),
         (["--columns", "length,colour"], "colour"),
         (["--test-fraction", "1"], "--test-fraction"),
         (["--test-fraction", "0.001"], "too few"),

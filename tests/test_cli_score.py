@@ -12,11 +12,13 @@ import pyarrow.csv as pa_csv
 import pytest
 import torch
 from cli_helpers import COLUMNS, PLAIN, one_sentence, rows, write
+from scipy.stats import norm
 
 from rosenblatt.assembly import restore
-from rosenblatt.cli import main, score
+from rosenblatt.cli import main
 from rosenblatt.core.registry import cite, names
 from rosenblatt.data import read_table
+from rosenblatt.layers.conditional import Conditional
 from rosenblatt.train import RunFolder
 
 SCORES = ("log_density", "p_length", "p_mass", "p_price")
@@ -50,8 +52,28 @@ def test_scores_are_those_of_the_model_in_the_order_of_the_file(tmp_path: Path, 
     assert found[:, 1:].max() <= 1
 
 
+def test_a_row_far_out_has_a_tiny_p_value_on_either_side(tmp_path: Path) -> None:
+    table, run, out = write(tmp_path / "rows.csv"), str(tmp_path / "run"), tmp_path / "scores.parquet"
+    words = ["--validation-fraction", "0", "--test-fraction", "0"]
+    assert main(["fit", table, "--model", "gaussian", "--out", run, *PLAIN[-3:], *words]) == 0
+    length = read_table(table)[1][:, 0]
+    far = np.tile(rows(1), (2, 1))
+    far[:, 0] = length.mean() + np.array([-20, 20]) * length.std()
+    assert main(["score", run, write(tmp_path / "far.csv", far), "--out", str(out)]) == 0
+    # The weights are float32, which 20 sigma out shows in the third digit.
+    np.testing.assert_allclose(read_table(out)[1][:, 1], 2 * norm.cdf(-20), rtol=0.01)
+
+
+def test_scoring_runs_the_network_once(run: str, fresh: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = []
+    forward = Conditional.forward
+    monkeypatch.setattr(Conditional, "forward", lambda *given: (passes.append(1), forward(*given))[1])
+    assert main(["score", run, fresh, "--out", str(tmp_path / "scores.csv")]) == 0
+    assert len(passes) == 1
+
+
 def test_chunks_do_not_change_the_scores(tmp_path: Path, run: str, fresh: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rosenblatt import data
+    from rosenblatt import assembly, data
 
     assert main(["score", run, fresh, "--out", str(tmp_path / "one.csv")]) == 0
     seen = []
@@ -63,7 +85,7 @@ def test_chunks_do_not_change_the_scores(tmp_path: Path, run: str, fresh: str, m
             yield chunk
 
     monkeypatch.setattr(data, "iter_table", small)
-    monkeypatch.setattr(score, "ROWS_AT_ONCE", 3)
+    monkeypatch.setattr(assembly, "rows_at_once", lambda _features: 3)
     assert main(["score", run, fresh, "--out", str(tmp_path / "many.csv")]) == 0
     assert max(seen) == 7
     one, many = read_table(tmp_path / "one.csv")[1], read_table(tmp_path / "many.csv")[1]

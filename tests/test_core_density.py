@@ -5,12 +5,15 @@ import torch
 
 import rosenblatt.models  # noqa: F401 - enters every model in the registry
 from rosenblatt.bases import GaussianMixture, StandardLogistic, StandardNormal
+from rosenblatt.conditioners.independent import Independent
 from rosenblatt.core.density import Flow
-from rosenblatt.core.errors import DataError, OptionError
+from rosenblatt.core.errors import DataError, InverseError, OptionError
 from rosenblatt.core.logspace import log_logistic_density, log_matvec, log_one_minus_exp, logit_difference, soft_bound
 from rosenblatt.core.registry import build, cite, entry, names, register
 from rosenblatt.core.transform import Compose, Identity, Inverse
 from rosenblatt.core.types import ParamSpec, Support
+from rosenblatt.elementwise.monotone_net import MonotoneNet
+from rosenblatt.layers.conditional import Conditional
 from rosenblatt.layers.scaling import Standardise
 
 
@@ -175,3 +178,32 @@ def test_soft_bound():
     assert value.tolist()[-1] == 7
     value.sum().backward()
     assert x.grad[2] == 1.0
+
+
+def two_narrow_modes():
+    """One column with modes at -10 and 10 and next to no mass between them."""
+    net = MonotoneNet((2, 1), epsilon=0.0)
+    theta = net.spec.join(
+        slope_1=torch.full((2, 1), -3.0), offset_1=torch.tensor([-10.0, 10.0]), mixture=torch.zeros(2)
+    )
+    layer = Conditional(net, Independent(1, net.spec.size))
+    layer.conditioner.start_at(theta)
+    return Flow(layer, StandardLogistic(1))
+
+
+def test_from_base_names_the_rows_that_rounding_leaves_undetermined():
+    flow = two_narrow_modes()
+    x = torch.tensor([[-10.0], [0.5], [10.01], [-0.3]])
+    with pytest.raises(InverseError) as caught:
+        flow.from_base(flow.to_base(x))
+    assert caught.value.rows == [1, 3]
+    modes = x[[0, 2]]
+    assert torch.allclose(flow.from_base(flow.to_base(modes)), modes, atol=1e-6)
+
+
+def test_from_base_leaves_rows_that_are_not_finite_alone():
+    flow = two_narrow_modes()
+    x = flow.from_base(torch.tensor([[torch.nan], [torch.inf], [-torch.inf], [1.0]]))
+    assert torch.isnan(x[0, 0])
+    assert x[1:3, 0].tolist() == [torch.inf, -torch.inf]
+    assert 9.9 < x[3, 0] < 10.2

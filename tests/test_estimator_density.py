@@ -12,11 +12,12 @@ import pytest
 import torch
 from scipy import stats
 
-from rosenblatt.assembly import parse_supports, restore
+from rosenblatt.assembly import assemble, restore
 from rosenblatt.core.errors import CheckpointError, DataError
 from rosenblatt.core.types import Support
 from rosenblatt.data import Table, write_table
 from rosenblatt.estimators import DataWarning, FlowDensity
+from rosenblatt.preparation import parse_supports
 from rosenblatt.train import RunFolder
 
 SMALL = {"model_options": {"hidden": 8, "blocks": 1, "widths": [4, 1]}, "epochs": 4, "batch_size": 64}
@@ -70,6 +71,22 @@ def test_outside_the_support_the_density_is_zero(fitted):
     assert u[0, 2] == 0
     assert np.isnan(u[0, :2]).all()
     assert ((u[1] > 0) & (u[1] < 1)).all()
+
+
+def test_one_pass_gives_density_and_both_tails(fitted, rows):
+    flow = assemble("gaussian", Table.from_any(rows), supports={"x2": Support(0.0)}).double()
+    flow.initialise(torch.tensor(rows))
+    strange = [[0, 0, -1.0], [0, 0, np.nan], [np.inf, 0, 1.0], [30.0, -30.0, 1e9]]
+    x = torch.tensor(np.concatenate([rows, strange]))
+    for model in (flow, fitted.model_):
+        log_prob, u, complement = model.log_prob_and_uniform(x)
+        torch.testing.assert_close(log_prob, model.log_prob(x), rtol=1e-12, atol=0, equal_nan=True)
+        torch.testing.assert_close(u, model.to_uniform(x), rtol=1e-12, atol=1e-15, equal_nan=True)
+        torch.testing.assert_close(complement, 1 - u, rtol=0, atol=1e-15, equal_nan=True)
+    log_prob, u, complement = flow.log_prob_and_uniform(x[-1:])
+    expected = (30 - rows[:, 0].mean()) / rows[:, 0].std()
+    assert u[0, 0] == 1
+    assert math.log(complement[0, 0]) == pytest.approx(stats.norm.logsf(expected), rel=1e-4)
 
 
 def test_rosenblatt_is_the_cdf_in_one_dimension(rows):
@@ -225,7 +242,7 @@ def test_save_and_load(fitted, frame, tmp_path):
         again.score_samples(frame[["v", "u", "w"]])
     with pytest.raises(CheckpointError, match="holds a run already"):
         fitted.save(tmp_path / "model")
-    with pytest.raises(CheckpointError, match="without the training state"):
+    with pytest.raises(CheckpointError, match="without training state"):
         FlowDensity.resume(tmp_path / "model", frame)
 
 

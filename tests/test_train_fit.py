@@ -208,7 +208,7 @@ def test_a_signal_finishes_the_step_and_returns(number):
             return super().__call__(model, batch, generator)
 
     model, report, _ = fit(objective=Stop())
-    assert (report.stopped, report.steps, report.best_step) == ("interrupted", 4, None)
+    assert (report.stopped, report.signal, report.steps, report.best_step) == ("interrupted", number, 4, None)
     assert not model.training
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-import signal
-import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -18,18 +16,13 @@ from typing import Annotated, Any
 from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
 
 from rosenblatt.assembly import TableFlow, TableRuntime, assemble, config_of
-from rosenblatt.cli import INTERRUPTED
 from rosenblatt.cli.options import Json, from_mapping, pairs, parse, read_toml, to_mapping, to_toml, to_words
-from rosenblatt.cli.outputs import (
-    compare,
-    count_parameters,
-    next_steps,
-    remove_outputs,
-    summary,
-    write_outputs,
-)
+from rosenblatt.cli.outputs import count_parameters, next_steps, result, write_outputs
 from rosenblatt.cli.rows import Rows, RowsOptions, prepare
 from rosenblatt.core.errors import CheckpointError, DataError, OptionError
+from rosenblatt.data import Table
+from rosenblatt.preparation import hold_out
+from rosenblatt.summary import Summary, compare, new_run
 from rosenblatt.train import FitConfig, Fitter, RunFolder
 
 PROG = "rosenblatt fit"
@@ -85,27 +78,29 @@ def run(_command: str, words: Sequence[str]) -> int:
         raise OptionError(f"--samples: {options.samples} came, 0 or more was expected.")
     started = time.monotonic()
     rows = prepare(options, options.fit.seed)
-    _require_validation_rows(options, rows)
+    train, validation = _hold_out(options, rows)
     _announce_rows(rows)
     model_options = pairs(options.model_options, "option")
     flow = assemble(options.model, rows.fit, options=model_options, supports=rows.supports, seed=options.fit.seed)
-    gaussian = assemble("gaussian", rows.fit)
     print(f"model: {options.model}, {count_parameters(flow):,} weights, {_shown(model_options)}", flush=True)
     runtime = TableRuntime(options.fit.device, amp=options.fit.amp)
     store = _open_run(options, rows, flow, folder)
-    with _signals() as received, _no_empty_run(store):
+    with _no_empty_run(store):
         report = Fitter(options.fit, runtime=runtime, loggers=[Lines()]).fit(
-            flow, rows.fit, run=store, resume=options.resume is not None
+            flow, train, validation=validation, run=store, resume=options.resume is not None
         )
-    if report.stopped == "interrupted":
+    if report.signal is not None:
         again = shlex.join(["rosenblatt", "fit", "--resume", str(folder)])
         print(f"rosenblatt: stopped at step {report.steps} and saved; go on with: {again}", file=sys.stderr)
-        return 128 + received[0] if received else INTERRUPTED
+        return 128 + report.signal
     flow.cpu().double()
-    gaussian.initialise(rows.fit.values, None, rows.fit.weight)
-    scores = None if rows.test is None else compare(flow, gaussian.eval(), rows.test)
-    print(summary(options.model, report, rows, scores), flush=True)
-    files = write_outputs(store, flow, rows, report, scores, samples=options.samples, plots=options.plots)
+    summary = Summary(
+        report,
+        None if validation is None else compare(flow, train, validation),
+        None if rows.test is None else compare(flow, rows.fit, rows.test),
+    )
+    print(result(options.model, summary, rows), flush=True)
+    files = write_outputs(store, flow, rows, summary, samples=options.samples, plots=options.plots)
     print(f"run folder: {folder} ({', '.join(files)}), {time.monotonic() - started:.0f} s in all")
     print("next:", *next_steps(folder, rows), sep="\n  ")
     print(f"the same run again: {store.config['provenance']['command']}")
@@ -133,21 +128,18 @@ def read_options(words: Sequence[str]) -> FitOptions:
     return parse(FitOptions, words, PROG, default=from_mapping(FitOptions, toml, where, PROG, default=usual))
 
 
-def stored_options(store: RunFolder) -> FitOptions:
-    """Read the options that a run was started with from its config."""
+def stored_options(store: RunFolder, cure: str) -> FitOptions:
+    """Read the options that a run was started with from its config; without them the error says `cure`."""
     provenance = store.config.get("provenance")
     stored = provenance.get("options") if isinstance(provenance, dict) else None
     if not isinstance(stored, dict):
-        raise CheckpointError(
-            f"{store.path}: was not made by `rosenblatt fit`, so its table is unknown; give one with --data, "
-            "or resume it from Python."
-        )
+        raise CheckpointError(f"{store.path}: was not made by `rosenblatt fit`, so its table is unknown; {cure}.")
     mapping = {**stored, "fit": store.config.get("fit", {})}
     return from_mapping(FitOptions, mapping, str(store.path / "config.json"), PROG)
 
 
 def _resumed_options(words: Sequence[str], folder: Path) -> FitOptions:
-    before = stored_options(RunFolder.open(folder))
+    before = stored_options(RunFolder.open(folder), "resume it in Python by FlowDensity.resume")
     options = parse(FitOptions, words, PROG, default=before)
     kept = dataclasses.replace(
         before, resume=options.resume, fit=options.fit, samples=options.samples, plots=options.plots
@@ -184,12 +176,11 @@ def _open_run(options: FitOptions, rows: Rows, flow: TableFlow, folder: Path) ->
             "rows": len(rows.fit),
             "test_rows": rows.test_rows,
             "named": True,
+            "warnings": rows.warnings,
         },
         provenance={"options": stored, "command": _command_line(options)},
     )
-    store = RunFolder.create(folder, config, overwrite=options.overwrite)
-    remove_outputs(folder)
-    return store
+    return new_run(folder, config, overwrite=options.overwrite)
 
 
 def _command_line(options: FitOptions) -> str:
@@ -197,14 +188,16 @@ def _command_line(options: FitOptions) -> str:
     return shlex.join(["rosenblatt", "fit", *to_words(FitOptions, to_mapping(options))])
 
 
-def _require_validation_rows(options: FitOptions, rows: Rows) -> None:
-    """Refuse a split that leaves no validation rows before anything is written."""
+def _hold_out(options: FitOptions, rows: Rows) -> tuple[Table, Table | None]:
+    """Training and validation rows; refuses a split that leaves too few before anything is written."""
+    train, validation = hold_out(rows.fit, options.fit)
     fraction = options.fit.validation_fraction
-    if fraction and not 1 <= round(fraction * len(rows.fit)) < len(rows.fit):
+    if fraction and validation is None:
         raise DataError(
             f"table: {len(rows.fit)} rows are too few to hold out a part of {fraction:g} for validation; bring more "
             "rows or set --validation-fraction 0."
         )
+    return train, validation
 
 
 class Lines:
@@ -224,28 +217,6 @@ class Lines:
             f"  step {record['step']}  epoch {record['epoch']:.1f}  {'  '.join(parts)} nats  {record['seconds']:.0f} s",
             flush=True,
         )
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Note the numbers of arriving signals, which the fitter itself answers, to choose the exit code."""
-    received: list[int] = []
-    inlet, outlet = socket.socketpair()
-    inlet.setblocking(False)
-    outlet.setblocking(False)
-    try:
-        before = signal.set_wakeup_fd(inlet.fileno(), warn_on_full_buffer=False)
-    except ValueError:  # not in the main thread, where no signal arrives either
-        before = None
-    try:
-        yield received
-    finally:
-        if before is not None:
-            signal.set_wakeup_fd(before)
-            with suppress(BlockingIOError):
-                received += list(outlet.recv(64))
-        inlet.close()
-        outlet.close()
 
 
 @contextmanager

@@ -123,7 +123,7 @@ def _info(options: InfoOptions) -> int:
         "data": f"{data.get('source')}, {data.get('rows')} rows, SHA-256 {str(data.get('digest'))[:16]}",
         **_training(store),
         "versions": ", ".join(f"{name} {version}" for name, version in config.get("versions", {}).items()),
-        "command": config.get("provenance", {}).get("command", ""),
+        "command": str(config.get("provenance", {}).get("command", "")),
         "cite": cite(model) if model in names() else "",
     }
     width = max(len(name) for name in lines)
@@ -139,16 +139,22 @@ def _info(options: InfoOptions) -> int:
 
 def _training(store: RunFolder) -> dict[str, str]:
     """Steps and scores, from the latest checkpoint and the report of the fit."""
-    from rosenblatt.cli.outputs import read_scores
+    from rosenblatt.summary import read_summary
 
-    checkpoint = store.load("latest")
-    progress = checkpoint.state.get("progress", {})
-    best = progress.get("best_validation")
-    found = {"steps": f"{checkpoint.step:,}, {float(progress.get('seconds', 0)):.0f} s of training"}
-    if best is not None:
-        found["validation"] = f"{best:.4f} nats per row at step {progress.get('best_step')}"
-    for name, (value, error) in read_scores(store).items():
-        found[f"test, {name}"] = f"{value:.4f} +- {error:.4f} nats per row"
+    checkpoint, summary = store.load("latest"), read_summary(store)
+    if summary is None:
+        progress = checkpoint.state.get("progress", {})
+        best, seconds = progress.get("best_validation"), float(progress.get("seconds", 0))
+        found = {"steps": f"{checkpoint.step:,}, {seconds:.0f} s of training, not finished"}
+        if best is not None:
+            found["validation"] = f"{best:.4f} nats per row at step {progress.get('best_step')}"
+    else:
+        report = summary.report
+        found = {"steps": f"{report.steps:,}, {report.seconds:.0f} s of training, stopped by {report.stopped}"}
+        for rows, scores in (("validation", summary.validation), ("test", summary.test)):
+            for name, score in ({} if scores is None else scores._asdict()).items():
+                if score is not None:
+                    found[f"{rows}, {name}"] = f"{score} nats per row"
     found["weights"] = f"{sum(t.numel() for t in checkpoint.model.values()):,} numbers"
     return found
 

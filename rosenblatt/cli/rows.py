@@ -8,18 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import torch
 from tyro.conf import Positional, UseAppendAction, arg
 
-from rosenblatt.assembly import parse_supports
 from rosenblatt.cli.options import pairs
 from rosenblatt.core.errors import DataError, OptionError
 from rosenblatt.core.types import Support
 from rosenblatt.data import POWER_STEPS, Table, power
+from rosenblatt.preparation import DEQUANTISE, TEST_SPLIT, grid_steps, parse_supports, require_finite, spread
 from rosenblatt.train.runtime import seeded_generator
 
-# Streams of the seed that are never shared with each other or with training's own.
-TEST_SPLIT, NOISE, TEST_NOISE, SAMPLES, AUDIT = range(100, 105)
 BUNDLED_SOURCE = "bundled power set"
 
 
@@ -38,7 +35,7 @@ class RowsOptions:
     dequantise: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="COLUMN=STEP")] = ()
     """Spread a rounded column evenly over cells of this width, such as minute=1."""
     dequantise_auto: bool = False
-    """Spread every column that lies on a coarse grid over that grid's cells."""
+    """Spread every column on a grid that the data check warns of over that grid's cells."""
     test: Annotated[Path | None, arg(metavar="TABLE")] = None
     """File of test rows; by default a random part of TABLE."""
     test_fraction: float = 0.1
@@ -71,7 +68,7 @@ def prepare(options: RowsOptions, seed: int) -> Rows:
     table, source = _read(options)
     table.check()
     steps = _steps(options, table)
-    noisy = table.dequantise(steps, seeded_generator(seed, NOISE)) if steps else table
+    noisy = table.dequantise(steps, seeded_generator(seed, DEQUANTISE))
     supports = parse_supports(pairs(options.support, "support"), table.columns)
     warnings = noisy.check(support=supports)
     digest = table.digest()
@@ -81,11 +78,6 @@ def prepare(options: RowsOptions, seed: int) -> Rows:
     elif options.test_fraction:
         noisy, test = _hold_out(noisy, options.test_fraction, seed)
     return Rows(noisy, test, source, digest, steps, supports, _notes(options, steps), warnings)
-
-
-def spread(table: Table, steps: Mapping[str, float], seed: int) -> Table:
-    """Give the rows of another table the rounding noise that a model was fitted with."""
-    return table.dequantise(steps, seeded_generator(seed, TEST_NOISE)) if steps else table
 
 
 def _read(options: RowsOptions) -> tuple[Table, str]:
@@ -98,12 +90,7 @@ def _read(options: RowsOptions) -> tuple[Table, str]:
 def _read_test(options: RowsOptions, columns: tuple[str, ...], steps: Mapping[str, float], seed: int) -> Table:
     wanted = None if options.columns is None else columns
     test = Table.from_any(options.test, columns=wanted, weight=options.weight).align(columns)
-    bad = ~torch.isfinite(test.values).all(dim=1)
-    if bad.any() or len(test) < 2:
-        raise DataError(
-            f"{options.test}: {int(bad.sum())} of {len(test)} test rows are missing or not finite and at least two "
-            "sound rows are needed; drop or fill those rows."
-        )
+    require_finite(test, str(options.test), least=2)
     return spread(test, steps, seed)
 
 
@@ -120,24 +107,8 @@ def _hold_out(table: Table, fraction: float, seed: int) -> tuple[Table, Table]:
 def _steps(options: RowsOptions, table: Table) -> dict[str, float]:
     bundled = POWER_STEPS if options.table is None else {}
     steps = {name: step for name, step in bundled.items() if name in table.columns}
-    if options.dequantise_auto:
-        steps |= _grids(table)
-    for name, step in pairs(options.dequantise, "dequantise").items():
-        if isinstance(step, bool) or not isinstance(step, int | float):
-            raise OptionError(f"--dequantise: {name}={step} came, a number was expected, as in minute=1.")
-        steps[name] = float(step)
-    return steps
-
-
-def _grids(table: Table) -> dict[str, float]:
-    found = {}
-    for index, name in enumerate(table.columns):
-        column = table.values[:, index]
-        step = table.grid_step(name)
-        # A grid with many more cells than rows is only the rounding of real numbers.
-        if step is not None and float(column.max() - column.min()) / step <= 2 * len(table):
-            found[name] = step
-    return found
+    steps |= grid_steps("auto" if options.dequantise_auto else None, table)
+    return steps | grid_steps(pairs(options.dequantise, "dequantise"), table)
 
 
 def _notes(options: RowsOptions, steps: Mapping[str, float]) -> list[str]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from rosenblatt.assembly import TableFlow, restore
 from rosenblatt.core.errors import DataError
 from rosenblatt.data import Table
+from rosenblatt.preparation import require_finite, spread
 from rosenblatt.train import RunFolder
 
 
@@ -22,14 +21,13 @@ def open_flow(path: Path) -> tuple[TableFlow, dict[str, Any]]:
 def rows_for(store: RunFolder, data: Path | None, *, as_is: bool) -> Table:
     """Rows to hold a run against: a file's, spread over their grid as the fit did, or the run's own test rows."""
     from rosenblatt.cli.fit import stored_options
-    from rosenblatt.cli.rows import prepare, spread
+    from rosenblatt.cli.rows import prepare
 
     if data is not None:
         table = Table.from_any(data, columns=store.config["columns"])
-        if len(table) < 2 or not torch.isfinite(table.values).all():
-            raise DataError(f"{data}: at least two rows without missing or infinite values are needed; check the file.")
+        require_finite(table, str(data), least=2)
         return table if as_is else spread(table, store.config["dequantise"], store.config["fit"]["seed"])
-    options = stored_options(store)
+    options = stored_options(store, "give the rows to use with --data")
     rows = prepare(options, options.fit.seed)
     if rows.digest != store.config["data"]["digest"]:
         raise DataError(

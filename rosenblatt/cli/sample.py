@@ -36,9 +36,9 @@ def run(_command: str, words: Sequence[str]) -> int:
         if getattr(options, name) < 0:
             raise OptionError(f"--{name}: {getattr(options, name)} came, 0 or more was expected.")
     from rosenblatt.cli.outputs import sample_chunks
-    from rosenblatt.cli.rows import SAMPLES
     from rosenblatt.cli.runs import open_flow
     from rosenblatt.cli.stream import write_rows
+    from rosenblatt.preparation import SAMPLES
     from rosenblatt.train.runtime import seeded_generator
 
     flow, config = open_flow(options.run)

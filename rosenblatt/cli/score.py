@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from rosenblatt.data import Table
 
 PROG = "rosenblatt score"
-ROWS_AT_ONCE = 2048  # the networks inside need some hundred kB for each row
 
 
 @dataclass(frozen=True)
@@ -85,21 +84,16 @@ class Scored:
 
     def __iter__(self) -> Iterator[Tensor]:
         """Yield (rows, 1 + columns) scores."""
-        import torch
-
-        from rosenblatt.cli.rows import TEST_NOISE
         from rosenblatt.data import iter_table
+        from rosenblatt.preparation import SPREAD
         from rosenblatt.train.runtime import seeded_generator
 
-        noise = seeded_generator(self.options.seed, TEST_NOISE)
+        noise = seeded_generator(self.options.seed, SPREAD)
         wanted = self.columns if self.options.reorder else None
         for table in iter_table(self.options.table, columns=wanted):
             aligned = self._aligned(table)
             self._look_for_bad_rows(aligned.values)
-            spread = aligned.dequantise(self.steps, noise) if self.steps else aligned
-            with torch.no_grad():
-                for batch in spread.ordered_batches(ROWS_AT_ONCE):
-                    yield self._scores(batch.x)
+            yield self.flow.by_rows(self._scores, aligned.dequantise(self.steps, noise).values)
             self.rows += len(table)
 
     def _aligned(self, table: Table) -> Table:
@@ -129,9 +123,11 @@ class Scored:
     def _scores(self, x: Tensor) -> Tensor:
         import torch
 
-        log_prob = self.flow.log_prob(x)
-        u = self.flow.to_uniform(x) if self.has_cdf else x[:, :0]
-        scores = torch.cat([log_prob.unsqueeze(1), 2 * torch.minimum(u, 1 - u)], dim=1)
+        if self.has_cdf:
+            log_prob, below, above = self.flow.log_prob_and_uniform(x)
+            scores = torch.cat([log_prob.unsqueeze(1), 2 * torch.minimum(below, above)], dim=1)
+        else:
+            scores = self.flow.log_prob(x).unsqueeze(1)
         bad = ~torch.isfinite(x).all(dim=1, keepdim=True)
         return torch.where(bad, torch.nan, scores)
 
