@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 import rosenblatt.models  # noqa: F401 - fills the registry
 from rosenblatt._version import __version__
 from rosenblatt.bases import Box, StandardLogistic, StandardNormal, StudentT
-from rosenblatt.core.density import FactorisedDensity, Flow
+from rosenblatt.core.density import Flow
 from rosenblatt.core.errors import CheckpointError, OptionError, RosenblattError
 from rosenblatt.core.registry import build
 from rosenblatt.core.transform import Compose, Transform
@@ -145,8 +145,8 @@ class TableFlow(Flow):
         z, log_det, inside = self._inside(x)
         noise, model_log_det = self.model.transform(z, context)
         log_prob = self._judged(x, inside, base.log_prob(noise) + model_log_det + log_det)
-        u = _below(base, noise).to(x.dtype)
-        complement = _below(base, -noise).to(x.dtype) if isinstance(base, SYMMETRIC) else 1 - u
+        u = base.cdf(noise).to(x.dtype)
+        complement = base.cdf(-noise).to(x.dtype) if isinstance(base, SYMMETRIC) else 1 - u
         end, rows = self._end(x), inside.unsqueeze(-1)
         return RowScores(log_prob, torch.where(rows, u, end), torch.where(rows, complement, 1 - end))
 
@@ -187,11 +187,6 @@ class TableFlow(Flow):
         """A point inside every support, to compute with where a row holds none."""
         zero = torch.zeros(self.features, dtype=torch.float64, device=x.device)
         return self.units.inverse(zero).value.to(x.dtype)
-
-
-def _below(base: FactorisedDensity, z: Tensor) -> Tensor:
-    """F(z) of each coordinate; torch's normal CDF is 0 from about -8 on, its erfc is not."""
-    return 0.5 * torch.erfc(-z / math.sqrt(2)) if isinstance(base, StandardNormal) else base.cdf(z)
 
 
 def rows_at_once(features: int) -> int:

@@ -66,7 +66,7 @@ class StandardNormal(_Independent):
 
     def cdf(self, x: Tensor) -> Tensor:
         """Normal CDF of each coordinate."""
-        below: Tensor = torch.special.ndtr(x)
+        below: Tensor = 0.5 * torch.erfc(x * -(0.5**0.5))  # torch.special.ndtr is 0 from -9 on
         return below
 
     def quantile(self, u: Tensor) -> Tensor:

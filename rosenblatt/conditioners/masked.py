@@ -99,7 +99,7 @@ class Masked(Conditioner):
         super().__init__()
         sizes = {"features": features, "params": params, "hidden": hidden, "blocks": blocks}
         _check_sizes(sizes, dropout, activation)
-        order = list(range(features)) if order is None else [int(i) for i in order]
+        order = list(range(features)) if order is None else list(order)
         if sorted(order) != list(range(features)):
             raise OptionError(f"order: {order} came, a permutation of 0..{features - 1} was expected.")
         self.features, self.params, self.context, self.hidden = features, params, context, hidden
@@ -109,7 +109,13 @@ class Masked(Conditioner):
 
         # An input of degree d is the d-th in order; output d sees hidden degrees < d, that is <= d - 1.
         inputs = torch.arange(1, features + 1)
-        degrees = (torch.arange(hidden) % max(1, features - 1) + min(1, features - 1)).sort().values
+        # Degree 0 sees the context alone, so that the first coordinate depends on it too.
+        lowest = 0 if context else min(1, features - 1)
+        span = max(1, features - lowest)
+        if hidden >= span:
+            degrees = (torch.arange(hidden) % span + lowest).sort().values
+        else:  # spread, so that the last degree is there and no coordinate goes unseen
+            degrees = torch.linspace(lowest, features - 1, hidden, dtype=torch.float64).round().long()
         outputs = (inputs - 1).repeat_interleave(params)
         self.cuts = [0, *(int((degrees <= d).sum()) for d in range(features))]
         self.first = MaskedLinear(inputs, degrees)
@@ -141,7 +147,7 @@ class Masked(Conditioner):
         x = x.index_select(-1, self.order).clamp(-INPUT_LIMIT, INPUT_LIMIT)
         hidden = self.first(x)
         if self.context_in is not None and context is not None:
-            hidden = hidden + self.context_in(context)
+            hidden = hidden + self.context_in(context.clamp(-INPUT_LIMIT, INPUT_LIMIT))
         activation = ACTIVATIONS[self.activation]
         if self.residual:
             for before, after in zip(self.layers[::2], self.layers[1::2], strict=True):
@@ -186,7 +192,8 @@ class _MaskedWalk:
         net, activation = self.net, ACTIVATIONS[self.net.activation]
         hidden = net.first.rows(x.clamp(-INPUT_LIMIT, INPUT_LIMIT), start, stop)
         if net.context_in is not None and self.context is not None:
-            hidden = hidden + linear(self.context, net.context_in.weight[start:stop])
+            context = self.context.clamp(-INPUT_LIMIT, INPUT_LIMIT)
+            hidden = hidden + linear(context, net.context_in.weight[start:stop])
         if net.residual:
             for number in range(0, len(net.layers), 2):
                 branch = activation(self._through(number, activation(hidden), start, stop))
@@ -218,9 +225,9 @@ class _MaskedWalk:
 
 def _check_sizes(sizes: dict[str, int], dropout: float, activation: str) -> None:
     for name, value in sizes.items():
-        if value < 1:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise OptionError(f"{name}: {value} came, an integer >= 1 was expected.")
-    if not 0 <= dropout < 1:
+    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
         raise OptionError(f"dropout: {dropout} came, a share in [0, 1) was expected.")
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise OptionError(f"activation: '{activation}' came; choose one of {', '.join(ACTIVATIONS)}.")

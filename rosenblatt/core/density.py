@@ -32,8 +32,9 @@ class Density(nn.Module, ABC):
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Log-density in nats, shape (*batch).
 
-        A row with NaN gives NaN, a row with an infinity or outside the support gives -inf; other rows
-        of the batch are untouched. Raises `DataError` when the last axis is not `features` long.
+        A row with NaN gives NaN (in `context` an infinity does too), a row with an infinity or outside the
+        support gives -inf; other rows of the batch are untouched. `x` and `context` broadcast.
+        Raises `DataError` when the last axis is not `features` long.
         """
 
     @abstractmethod
@@ -82,6 +83,12 @@ def fresh_generator(device: torch.device | str = "cpu") -> torch.Generator:
     return generator
 
 
+def _same_batch(x: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+    """Broadcast the leading axes of both."""
+    batch = torch.broadcast_shapes(x.shape[:-1], context.shape[:-1])
+    return x.expand(*batch, x.shape[-1]), context.expand(*batch, context.shape[-1])
+
+
 class Flow(Density):
     """A density made of an invertible `transform` in front of a `base`.
 
@@ -107,11 +114,16 @@ class Flow(Density):
         self.check(x, context)
         # Rows that are not finite are computed at 0 and answered afterwards, so that
         # neither their values nor their gradients reach the other rows.
-        finite = torch.isfinite(x)
-        z, log_det = self.transform(torch.where(finite, x, 0.0), context)
+        finite, unknown = torch.isfinite(x), torch.isnan(x).any(dim=-1)
+        x = torch.where(finite, x, 0.0)
+        if context is not None:
+            known = torch.isfinite(context)
+            unknown = unknown | ~known.all(dim=-1)
+            x, context = _same_batch(x, torch.where(known, context, 0.0))
+        z, log_det = self.transform(x, context)
         log_prob = self.base.log_prob(z) + log_det
         log_prob = torch.where(finite.all(dim=-1), log_prob, -torch.inf)
-        return torch.where(torch.isnan(x).any(dim=-1), torch.nan, log_prob)
+        return torch.where(unknown, torch.nan, log_prob)
 
     def sample_and_log_prob(
         self, n: int, context: Tensor | None = None, *, generator: torch.Generator | None = None
@@ -247,12 +259,9 @@ class Given(torch.distributions.Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density of `value` (*sample, *batch, features)."""
-        context = self.context
-        if context is not None:
-            lead = torch.broadcast_shapes(value.shape[:-1], context.shape[:-1])
-            value = value.expand(*lead, value.shape[-1])
-            context = context.expand(*lead, context.shape[-1])
-        return self.density.log_prob(value, context)
+        if self.context is None:
+            return self.density.log_prob(value)
+        return self.density.log_prob(*_same_batch(value, self.context))
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw with pathwise gradients."""

@@ -87,7 +87,7 @@ def build(
     if seed is None:
         return chosen.builder(features, context=context, **options)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed every accelerator
         return chosen.builder(features, context=context, **options)
 
 

@@ -17,7 +17,7 @@ from rosenblatt.core.errors import InverseError
 from rosenblatt.core.types import Mapped, Support
 
 CHECK_EVERY = 3  # steps between compactions of the rows still searched
-MAX_STEPS = 200
+MAX_STEPS = 1200  # bisection from 4 to the smallest positive float64 takes 1077
 FIRST_BRACKET = 4.0
 MAX_EXPANSIONS = 66  # 4 ** 66 exceeds the range of float32
 

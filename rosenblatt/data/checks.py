@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rosenblatt.core.errors import DataError
-from rosenblatt.core.types import Support
+from rosenblatt.core.types import REAL, Support
 
 ROWS_PER_CHUNK = 65_536  # keeps the float64 working copy of one chunk within a few megabytes
 ROWS_FOR_DISTINCT = 200_000  # sorting more rows would not change what is said about a column
@@ -24,7 +24,7 @@ def check_rows(
 
     Errors: no or one row, no column, NaN or infinity, a constant column, columns that are linear
     functions of others, values outside a declared `support`. Warnings: values on a grid or repeated,
-    extreme outliers. Rows of weight zero count for NaN, infinity and `support` only.
+    on a bound of their support, extreme outliers. Rows of weight zero count for NaN, infinity and `support` only.
     """
     _check_size(columns, values)
     _check_finite(columns, values)
@@ -36,6 +36,7 @@ def check_rows(
     for index, name in enumerate(columns):
         column = used[:, index].double()
         warnings += _discrete_warning(name, column)
+        warnings += _bound_warning(name, column, (support or {}).get(name, REAL))
         warnings += _outlier_warning(name, column)
     return warnings
 
@@ -47,8 +48,7 @@ def _check_size(columns: Sequence[str], values: Tensor) -> None:
     if rows < 2:
         came = "no rows" if rows == 0 else "one row"
         raise DataError(
-            f"table: {came} came for {features} columns ({shorten(columns)}), at least two rows were "
-            "expected; "
+            f"table: {came} came for {features} columns ({shorten(columns)}), at least two rows were expected; "
             "check the source and its filters."
         )
 
@@ -77,6 +77,17 @@ def _check_support(columns: Sequence[str], values: Tensor, support: Mapping[str,
                 f"[{interval.lower:g}, {interval.upper:g}], the first is {column[row]:.6g} in row {row}; "
                 "widen the support or drop those rows."
             )
+
+
+def _bound_warning(name: str, column: Tensor, interval: Support) -> list[str]:
+    count = int(((column == interval.lower) | (column == interval.upper)).sum())
+    if count == 0:
+        return []
+    return [
+        f"column '{name}': {count} values lie exactly on a bound of the declared support "
+        f"[{interval.lower:g}, {interval.upper:g}], where log-densities mean little; widen the support a little, or "
+        "model those rows apart if the bound is a value of its own."
+    ]
 
 
 def check_constant(columns: Sequence[str], values: Tensor) -> None:
@@ -118,8 +129,7 @@ def _check_dependent(columns: Sequence[str], values: Tensor) -> None:
         direction = eigenvectors[:, 0].abs()
         involved = [name for name, part in zip(columns, direction, strict=True) if part > 1e-4 * direction.max()]
         raise DataError(
-            f"columns {shorten(involved)} add up to a constant when suitably weighted, so their joint "
-            "density is "
+            f"columns {shorten(involved)} add up to a constant when suitably weighted, so their joint density is "
             "degenerate; drop one of them."
         )
 
@@ -173,8 +183,7 @@ def _discrete_warning(name: str, column: Tensor) -> list[str]:
         grid = f" on a grid of step {step:.6g}" if step is not None else ""
         value = f"{step:.6g}" if step is not None else "<width of one value>"
         return [
-            f"column '{name}': {len(distinct)} distinct values in {len(column)} rows{grid}, so a density "
-            "can grow "
+            f"column '{name}': {len(distinct)} distinct values in {len(column)} rows{grid}, so a density can grow "
             f"without bound at them and log-likelihoods mean little; spread them with "
             f"dequantise={{'{name}': {value}}}."
         ]

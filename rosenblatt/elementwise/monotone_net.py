@@ -64,8 +64,9 @@ class MonotoneNet(UnitElementwise):
         epsilon: float = 1e-5,
     ) -> None:
         super().__init__()
-        widths = tuple(int(width) for width in widths)
-        if len(widths) < 2 or widths[-1] != 1 or min(widths) < 1:
+        widths = tuple(widths)
+        whole = all(isinstance(width, int) and width >= 1 for width in widths)
+        if not whole or len(widths) < 2 or widths[-1] != 1:
             raise OptionError(
                 f"widths: {list(widths)} came; give hidden widths >= 1 and a last width of 1, as in [16, 16, 1]."
             )
@@ -74,8 +75,8 @@ class MonotoneNet(UnitElementwise):
                 f"lower={lower}, upper={upper}: both ends must be finite or both infinite; "
                 "a half-bounded column is declared with a support instead."
             )
-        if not epsilon >= 0:
-            raise OptionError(f"epsilon: {epsilon} came, a number >= 0 was expected.")
+        if not 0 <= epsilon < math.inf:
+            raise OptionError(f"epsilon: {epsilon} came, a finite number >= 0 was expected.")
         self.widths = widths
         self.epsilon = float(epsilon)
         self.domain = Support(lower, upper) if math.isfinite(lower) else REAL
@@ -104,7 +105,7 @@ class MonotoneNet(UnitElementwise):
     def _first_start(self, levels: Tensor) -> tuple[float, Tensor]:
         if self.domain.bounded:
             span = self.domain.upper - self.domain.lower
-            return min(4 * math.sqrt(len(levels)) / span, 900.0), self.domain.lower + span * levels
+            return min(max(4 * math.sqrt(len(levels)) / span, 1.0 / 900.0), 900.0), self.domain.lower + span * levels
         # A logistic of scale 0.5 at spread quantiles adds up to variance 1 of the standard logistic.
         return 2.0 if len(levels) > 1 else 1.0, 0.87 * torch.logit(levels)
 

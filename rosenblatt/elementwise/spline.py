@@ -80,7 +80,7 @@ class RationalQuadraticSpline(Elementwise):
         low = left < right
         offset = torch.where(low, left, -right)
         near, far = torch.where(low, bin_.d0, bin_.d1), torch.where(low, bin_.d1, bin_.d0)
-        p = offset.abs() / width
+        p = torch.where(low, left, right) / width
         q = 1 - p
         ratio, log_det = _slope_terms(p, q, slope, near, far)
         value = torch.where(low, bin_.y0, bin_.y1) + offset * ratio * (slope * p + near * q)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid, softplus
+from torch.nn.functional import logsigmoid
 
 from rosenblatt.core.errors import OptionError
 from rosenblatt.core.logspace import log_one_minus_exp
@@ -66,8 +66,9 @@ def _to_line(x: Tensor, support: Support, scale: float) -> Mapped:
     lower, upper = support.lower, support.upper
     below, above = x < lower, x > upper
     # Moved inside before anything is computed, so that no gradient is infinite.
-    x = torch.where(x <= lower, _inner_neighbour(x, lower, 1), x)
-    x = torch.where(x >= upper, _inner_neighbour(x, upper, -1), x)
+    reach = upper - lower if support.bounded else scale
+    x = torch.where(x <= lower, _inner_neighbour(x, lower, reach), x)
+    x = torch.where(x >= upper, _inner_neighbour(x, upper, -reach), x)
     if support.bounded:
         to_lower, to_upper = torch.log(x - lower), torch.log(upper - x)
         value, log_det = to_lower - to_upper, math.log(upper - lower) - to_lower - to_upper
@@ -88,18 +89,18 @@ def _from_line(y: Tensor, support: Support, scale: float) -> Mapped:
         value = torch.where(y < 0, lower + width * torch.sigmoid(y), upper - width * torch.sigmoid(-y))
         return Mapped(value, math.log(width) + logsigmoid(y) + logsigmoid(-y))
     if math.isfinite(lower):
-        return Mapped(lower + scale * softplus(y), math.log(scale) + logsigmoid(y))
-    return Mapped(upper - scale * softplus(-y), math.log(scale) + logsigmoid(-y))
+        return Mapped(lower - scale * logsigmoid(-y), math.log(scale) + logsigmoid(y))
+    return Mapped(upper + scale * logsigmoid(y), math.log(scale) + logsigmoid(-y))
 
 
-def _inner_neighbour(x: Tensor, bound: float, direction: int) -> Tensor:
-    """The number next to `bound` on its inner side; next to 0 the smallest normal one, as others may be flushed."""
+def _inner_neighbour(x: Tensor, bound: float, reach: float) -> Tensor:
+    """The point inside that stands for `bound` itself: an ulp of the column's size away, or of the bound's."""
     end = x.new_tensor(bound)
     if math.isinf(bound):
         return end
-    if abs(bound) < torch.finfo(x.dtype).tiny:
-        return x.new_tensor(direction * torch.finfo(x.dtype).tiny)
-    return torch.nextafter(end, x.new_tensor(direction * math.inf))
+    inside = end + x.new_tensor(torch.finfo(x.dtype).eps * reach)
+    neighbour = torch.nextafter(end, x.new_tensor(math.copysign(math.inf, reach)))
+    return torch.maximum(inside, neighbour) if reach > 0 else torch.minimum(inside, neighbour)
 
 
 def _support(pair: Sequence[float | None]) -> Support:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,8 +135,9 @@ class RunFolder:
         *,
         best: bool,
         keep_last: int = 3,
+        keep: Collection[int] = (),
     ) -> None:
-        """Write checkpoint `step` in one step, then drop all but the best and the last `keep_last`.
+        """Write checkpoint `step` in one step, then drop all but the best, the last `keep_last` and those to `keep`.
 
         Raises `CheckpointError` when the disk is full or read-only; earlier checkpoints are then intact.
         """
@@ -149,11 +150,9 @@ class RunFolder:
             }
             files[MANIFEST] = self._manifest(step, best_step, files)
             try:
-                if step in self.steps():
-                    storage.remove_path(self._folder(step))
                 storage.write_folder(self._folder(step), files)
                 self._point(step, best_step)
-                kept = {*self.steps()[-keep_last:], best_step}
+                kept = {*self.steps()[-keep_last:], *keep, best_step}
                 self._forget(lambda s: s not in kept)
             except OSError as error:
                 raise CheckpointError(self._write_failure(f"checkpoint {step}", error)) from None

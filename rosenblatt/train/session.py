@@ -77,12 +77,18 @@ class Session:
         self.validate_every = config.validate_every or self.steps_per_epoch
         self.checkpoint_every = config.checkpoint_every or self.validate_every
         self.generator = seeded_generator(config.seed, OBJECTIVE, device=runtime.device)
-        batches = self.train.ordered_batches(INITIAL_ROWS)
-        self.poisoned_rows = sum(_poisoned(runtime.to(batch, self.dtype)) for batch in batches)
+        self.poisoned_rows, total_weight = 0, 0.0
+        for batch in map(self._on_device, self.train.ordered_batches(INITIAL_ROWS)):
+            self.poisoned_rows += _poisoned(batch)
+            total_weight += len(batch.x) if batch.weight is None else float(batch.weight.double().sum())
+        self.mean_weight = total_weight / len(self.train)
         self.state = self._fresh_state()
         self.best_weights: dict[str, Tensor] | None = None
         self.bar: ProgressBar | None = None
         self._started = time.monotonic()
+
+    def _on_device(self, batch: Batch) -> Batch:
+        return self.runtime.to(batch, self.dtype)
 
     def begin(self) -> None:
         """Start from the data: initial values, optimiser, average, first snapshot."""
@@ -146,7 +152,7 @@ class Session:
             parameter.grad = None
         with self.runtime.autocast():
             losses = self.objective(self.model, batch, self.generator)
-        loss = _weighted_mean(losses.to(self.dtype), batch.weight)
+        loss = _weighted_mean(losses.to(self.dtype), batch.weight, self.mean_weight)
         self.runtime.backward(loss)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
@@ -225,6 +231,7 @@ class Session:
             state,
             best=best,
             keep_last=self.config.keep_last,
+            keep=[self.state.progress.snapshot_step],  # a resumed run must be able to roll back to it
         )
 
     def stopped(self) -> str | None:
@@ -280,7 +287,7 @@ class Session:
                 with self.runtime.autocast():
                     losses = self.objective(self.model, batch, generator).double()
                 weight = torch.ones_like(losses) if batch.weight is None else batch.weight.double()
-                total -= (weight * losses).sum()
+                total -= (weight * torch.where(weight > 0, losses, 0.0)).sum()
                 mass += weight.sum()
         self.model.train()
         if mass == 0:
@@ -327,8 +334,13 @@ class Session:
             )
 
 
-def _weighted_mean(losses: Tensor, weight: Tensor | None) -> Tensor:
-    return losses.mean() if weight is None else (weight * losses).sum() / weight.sum()
+def _weighted_mean(losses: Tensor, weight: Tensor | None, mean_weight: float) -> Tensor:
+    """Mean of weight / mean weight of all rows times loss: dividing by the batch's own weight would bias the sum."""
+    if weight is None:
+        return losses.mean()
+    # A row without weight does not count even where its loss is infinite.
+    counted = torch.where(weight > 0, losses, 0.0)
+    return (weight / mean_weight * counted).mean()
 
 
 def _finite_rows(batch: Batch) -> Tensor:

@@ -135,6 +135,8 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
         for name, data in files.items():
             write_bytes(beside / name, data)
         sync_folder(beside)
+        if path.exists():  # given up only now that its successor is safe on the disk
+            remove_path(path)
         os.rename(beside, path)
     except OSError:
         shutil.rmtree(beside, ignore_errors=True)
