@@ -115,7 +115,7 @@ class Masked(Conditioner):
         if hidden >= span:
             degrees = (torch.arange(hidden) % span + lowest).sort().values
         else:  # spread, so that the last degree is there and no coordinate goes unseen
-            degrees = torch.linspace(lowest, features - 1, hidden, dtype=torch.float64).round().long()
+            degrees = torch.linspace(features - 1, lowest, hidden, dtype=torch.float64).round().long().flip(0)
         outputs = (inputs - 1).repeat_interleave(params)
         self.cuts = [0, *(int((degrees <= d).sum()) for d in range(features))]
         self.first = MaskedLinear(inputs, degrees)

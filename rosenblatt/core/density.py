@@ -207,11 +207,11 @@ class Flow(Density):
     def initialise(self, x: Tensor, context: Tensor | None = None, weight: Tensor | None = None) -> None:
         """Let each data-dependent step (ActNorm) start from what reaches it."""
         steps = self.transform.steps if isinstance(self.transform, Compose) else [self.transform]
+        waiting = [number for number, step in enumerate(steps) if hasattr(step, "initialise")]
         with torch.no_grad():
-            for step in steps:
-                start = getattr(step, "initialise", None)
-                if start is not None:
-                    start(x, context, weight)
+            for number, step in enumerate(steps[: max(waiting, default=-1) + 1]):
+                if number in waiting:
+                    step.initialise(x, context, weight)  # type: ignore[operator]
                 x = step(x, context).value
 
     def _factorised_base(self) -> FactorisedDensity:

@@ -20,6 +20,7 @@ from rosenblatt.core.errors import CheckpointError
 
 HEADER_LIMIT = 4 << 20  # bytes; a safetensors header takes about a hundred bytes per tensor
 JSON_LIMIT = 64 << 20
+REPLACED = ".replaced"  # the earlier folder of a name, while its successor moves in
 _TORCH_NAMES = {
     "F64": "float64",
     "F32": "float32",
@@ -135,19 +136,34 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
         for name, data in files.items():
             write_bytes(beside / name, data)
         sync_folder(beside)
-        if path.exists():  # given up only now that its successor is safe on the disk
-            remove_path(path)
-        os.rename(beside, path)
+        _swap(beside, path)
     except OSError:
         shutil.rmtree(beside, ignore_errors=True)
         raise
     sync_folder(path.parent)
 
 
+def _swap(beside: Path, path: Path) -> None:
+    """Put a finished folder in the place of an earlier one, which is given up last."""
+    earlier = path.with_name(path.name + REPLACED)
+    if path.exists():
+        os.rename(path, earlier)
+    try:
+        os.rename(beside, path)
+    except OSError:
+        if earlier.exists():
+            os.rename(earlier, path)
+        raise
+    shutil.rmtree(earlier, ignore_errors=True)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove what a killed writer left half done; only for the holder of the folder's lock."""
-    for path in folder.iterdir():
-        if re.fullmatch(r"(step-\d{8,12}|latest|best|metrics\.jsonl|config\.json)\.(tmp|old)-\d+", path.name):
+    for path in list(folder.iterdir()):
+        if re.fullmatch(r"step-\d{8,12}" + re.escape(REPLACED), path.name):
+            good = path.with_name(path.name.removesuffix(REPLACED))
+            shutil.rmtree(path) if good.exists() else os.rename(path, good)
+        elif re.fullmatch(r"(step-\d{8,12}|latest|best|metrics\.jsonl|config\.json)\.(tmp|old)-\d+", path.name):
             remove_path(path)
 
 
