@@ -163,17 +163,31 @@ def test_first_step_is_adam_on_the_weighted_clipped_gradient():
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
-def test_ema_is_the_bias_corrected_average():
-    weight = torch.nn.Parameter(torch.zeros(()))
-    ema, total, mass = EMA([weight], 0.9), 0.0, 0.0
-    for value in (3.0, -1.0, 2.0, 5.0):
+def test_ema_is_the_bias_corrected_average_of_a_long_run():
+    weight = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
+    ema, total = EMA([weight], 0.9), 0.0
+    for step in range(400):  # from update 91 on the decay alone counts, and 0.9^300 of what came before is left
+        value = math.sin(step)
         weight.data.fill_(value)
         ema.update()
-        total, mass = 0.9 * total + 0.1 * value, 0.9 * mass + 0.1
-        assert ema.average[0].item() == pytest.approx(total / mass, rel=1e-6)
+        total = 0.9 * total + 0.1 * value
+    assert ema.average[0].item() == pytest.approx(total, rel=1e-9)
     with ema.applied():
         assert weight.item() == ema.average[0].item()
-    assert weight.item() == 5.0
+    assert weight.item() == math.sin(399)
+
+
+def test_ema_of_a_short_run_forgets_its_start():
+    weight = torch.nn.Parameter(torch.zeros(()))
+    ema = EMA([weight], 0.999)
+    for step in range(100):
+        weight.data.fill_(1000.0 if step < 50 else 2.0)
+        ema.update()
+        if step == 0:
+            assert ema.average[0].item() == 1000.0
+    # Each update t keeps 1 - 10 / (9 + t) of the past: from update 51 to 100 that leaves 1 part in 679.
+    left = math.prod(1 - 10 / (9 + t) for t in range(51, 101))
+    assert ema.average[0].item() == pytest.approx(2.0 + 998.0 * left, rel=1e-3)
 
 
 @pytest.mark.parametrize(("schedule", "expected"), [("cosine", 0.5), ("constant", 1.0)])

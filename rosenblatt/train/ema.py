@@ -12,8 +12,9 @@ from torch import Tensor, nn
 class EMA:
     """Bias-corrected exponential average of weights (Polyak and Juditsky 1992; Kingma and Ba 2015).
 
-    After `t` updates, `average = sum_s d^(t-s) w_s / sum_s d^(t-s)`, kept up to date by
-    `average += (1 - d) / (1 - d^t) (w_t - average)`, so what is stored is what is used.
+    At update t, `average += gain (w_t - average)` with `gain = max((1 - d) / (1 - d^t), 10 / (9 + t))`. The first term is
+    the bias-corrected average `sum_s d^(t-s) w_s / sum_s d^(t-s)`; the second forgets all but about the last tenth of a
+    run too short for the decay. What is stored is what is used.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
@@ -26,7 +27,7 @@ class EMA:
     def update(self) -> None:
         """Take the present weights in."""
         self.updates += 1
-        gain = (1 - self.decay) / (1 - self.decay**self.updates)
+        gain = max((1 - self.decay) / (1 - self.decay**self.updates), 10 / (9 + self.updates))
         torch._foreach_lerp_(self.average, self.parameters, gain)
 
     @contextmanager
