@@ -12,9 +12,9 @@ from torch import Tensor, nn
 class EMA:
     """Bias-corrected exponential average of weights (Polyak and Juditsky 1992; Kingma and Ba 2015).
 
-    At update t, `average += gain (w_t - average)` with `gain = max((1 - d) / (1 - d^t), 10 / (9 + t))`. The first term is
-    the bias-corrected average `sum_s d^(t-s) w_s / sum_s d^(t-s)`; the second forgets all but about the last tenth of a
-    run too short for the decay. What is stored is what is used.
+    At update t, `average += gain (w_t - average)` with `gain = max((1 - d) / (1 - d^t), 10 / (9 + t))`. The first
+    term gives the bias-corrected average `sum_s d^(t-s) w_s / sum_s d^(t-s)`; the second forgets all but about the
+    last tenth of a run too short for the decay. What is stored is what is used.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
