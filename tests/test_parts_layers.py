@@ -81,7 +81,7 @@ def test_walk_equals_forward_and_start_is_where_it_was_set(make, context):
     assert (net(x, c) - start).abs().max() < 0.05
     stir(net)
     theta = net(x, c)
-    walk = net.walk(x.shape[:-1], c)
+    walk = net.walk(c)
     for number, level in enumerate(net.levels):
         assert torch.allclose(walk.theta(number, x), theta.index_select(-2, level), atol=1e-6)
 

@@ -54,7 +54,7 @@ def test_every_coordinate_depends_on_the_context(features, hidden, residual):
     assert (by_x[~allowed] == 0.0).all()
     for grad in (True, False):
         with torch.set_grad_enabled(grad):
-            theta, walk = net(x, context), net.walk(x.shape[:-1], context)
+            theta, walk = net(x, context), net.walk(context)
             for number, level in enumerate(net.levels):
                 walked = walk.theta(number, x)
                 torch.testing.assert_close(walked, theta.index_select(-2, level), rtol=1e-12, atol=1e-12)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
 
@@ -39,7 +38,7 @@ class Conditioner(nn.Module, ABC):
     def start_at(self, theta: Tensor) -> None:
         """Set the output so that every coordinate starts near `theta` (params,)."""
 
-    def walk(self, batch: torch.Size, context: Tensor | None = None) -> Walk:
+    def walk(self, context: Tensor | None = None) -> Walk:
         """Begin a level-by-level pass; the default recomputes `forward` at every level."""
         return _FullWalk(self, context)
 

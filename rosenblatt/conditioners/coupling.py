@@ -71,7 +71,7 @@ class Coupling(Conditioner):
             theta = torch.cat([theta, self._conditioned_part(x, context)], dim=-2)
         return theta.index_select(-2, self.get_buffer("position"))
 
-    def walk(self, batch: torch.Size, context: Tensor | None = None) -> Walk:
+    def walk(self, context: Tensor | None = None) -> Walk:
         """Begin a pass that evaluates each part once."""
         return _CouplingWalk(self, context)
 

@@ -7,6 +7,7 @@ the work of one pass: at each level only the units that are new there are comput
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -74,8 +75,8 @@ class Masked(Conditioner):
     """Autoregressive network: theta_i is a function of the coordinates before i in `order`, and of the context.
 
     Arguments: `hidden` units in each of `blocks` layers (residual: blocks of two masked layers and a skip), `order` a
-    permutation of the coordinates (first one conditioned on nothing), `dropout` inside residual blocks or after hidden
-    layers. Levels: one coordinate each, in `order`.
+    permutation of the coordinates (the first one conditioned on the context alone), `dropout` inside residual blocks or
+    after hidden layers. Levels: one coordinate each, in `order`.
     Raises `OptionError` for an order that is no permutation or sizes below 1.
     References: Germain et al., MADE, ICML 2015; Durkan & Nash, Autoregressive Energy Machines, ICML 2019.
     """
@@ -164,7 +165,7 @@ class Masked(Conditioner):
         """Apply dropout while training."""
         return dropout(x, self.dropout, self.training) if self.dropout else x
 
-    def walk(self, batch: torch.Size, context: Tensor | None = None) -> _MaskedWalk:
+    def walk(self, context: Tensor | None = None) -> _MaskedWalk:
         """Begin a pass in which each level computes only the hidden units that are new there."""
         return _MaskedWalk(self, context)
 
@@ -206,9 +207,7 @@ class _MaskedWalk:
     def _through(self, number: int, entering: Tensor, start: int, stop: int) -> Tensor:
         """Feed the new units of one masked layer and return its new outputs."""
         fed = self._feed(number, entering, start)
-        layer = self.net.layers[number]
-        assert isinstance(layer, MaskedLinear)
-        return layer.rows(fed, start, stop)
+        return cast(MaskedLinear, self.net.layers[number]).rows(fed, start, stop)
 
     def _feed(self, number: int, entering: Tensor, start: int) -> Tensor:
         """Append to what a layer has been fed: in place where no gradient needs the past."""

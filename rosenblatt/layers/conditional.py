@@ -39,7 +39,7 @@ class Conditional(Transform):
         """Solve level by level; raises `InverseError` if a root is not found."""
         x = torch.zeros_like(y)
         log_det = y.new_zeros(y.shape[:-1])
-        walk = self.conditioner.walk(y.shape[:-1], context)
+        walk = self.conditioner.walk(context)
         for number, level in enumerate(self.conditioner.levels):
             theta = walk.theta(number, x)
             try:

@@ -74,7 +74,7 @@ def check_walk(row: ConditionerRow) -> None:
         whole = conditioner(x, context)
         if whole.shape != (*batch, features, PARAMS):
             raise AssertionError(f"theta: shape {tuple(whole.shape)}, {(*batch, features, PARAMS)} expected.")
-        walk = conditioner.walk(torch.Size(batch), context)
+        walk = conditioner.walk(context)
         filled = torch.zeros_like(x)
         for number, level in enumerate(conditioner.levels):
             theta = walk.theta(number, filled)
