@@ -4,7 +4,7 @@
 
 Six columns (eight Gaussians on a ring, correlated heavy-tailed and log-normal rest), standardised; hidden 128, five
 transforms, 400 Adam steps at 1e-3 with batches of 512, then 2,000 rows. An entry is the largest |x - f^-1(f(x))| over
-columns and the rows that `from_base` vouches for, and the number of rows that its `InverseError` named.
+columns and the rows that `from_base` lets pass, and the number of rows that its `InverseError` named.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from rosenblatt.core.registry import build
 from rosenblatt.data import Table
 from rosenblatt.train import FitConfig, Fitter
 
+SEEDS = (0, 1, 2)
 MODELS = {
     "maf": ("maf", {"hidden": 128}),
     "nsf (autoregressive)": ("nsf", {"hidden": 128}),
@@ -43,7 +44,7 @@ def toy_rows(rows: int, generator: torch.Generator) -> Tensor:
 
 
 def largest_error(flow: Flow, start: Tensor, *, from_base: bool) -> dict[str, float | int]:
-    """Go there and back: the largest error of the rows vouched for, and how many an `InverseError` named."""
+    """Go there and back: the largest error of the rows let pass, and how many an `InverseError` named."""
     index = torch.arange(len(start))
     with torch.no_grad():
         z = start if from_base else flow.to_base(start)
@@ -59,19 +60,19 @@ def largest_error(flow: Flow, start: Tensor, *, from_base: bool) -> dict[str, fl
     return {"error": (returned - start[index]).abs().max().item(), "rows named": len(start) - len(index)}
 
 
-def main() -> None:
-    """Train each model and write benchmarks/results/roundtrip.json."""
-    generator = torch.Generator().manual_seed(0)
+def measure(seed: int) -> dict[str, dict[str, object]]:
+    """Train each model on rows, weights and noise of one seed and go round."""
+    generator = torch.Generator().manual_seed(seed)
     data = toy_rows(52_000, generator)
     data = (data - data.mean(dim=0)) / data.std(dim=0)
     train, rows = data[:-2000], data[-2000:]
     z = torch.randn(2000, 6, generator=generator)
     results: dict[str, dict[str, object]] = {}
     for label, (name, options) in MODELS.items():
-        flow = build(name, 6, options=options, seed=0)
+        flow = build(name, 6, options=options, seed=seed)
         assert isinstance(flow, Flow)
         config = FitConfig(
-            max_steps=400, schedule="constant", clip_norm=None, ema_decay=None, validation_fraction=0.0, seed=0
+            max_steps=400, schedule="constant", clip_norm=None, ema_decay=None, validation_fraction=0.0, seed=seed
         )
         Fitter(config, progress=False).fit(flow, Table.from_any(train.numpy()))
         double = copy.deepcopy(flow).double()
@@ -83,7 +84,14 @@ def main() -> None:
             "z x 3, float64": largest_error(double, z.double() * 3, from_base=True),
             "held-out nats": flow.log_prob(rows).mean().item(),
         }
-        print(label, results[label], flush=True)
+        print(seed, label, results[label], flush=True)
+    return results
+
+
+def main() -> None:
+    """Measure every seed and write benchmarks/results/roundtrip.json."""
+    # How `from_base` disturbs the noise was settled on seed 0; the other seeds were first run afterwards.
+    results = {f"seed {seed}": measure(seed) for seed in SEEDS}
     path = Path(__file__).resolve().parent / "results" / "roundtrip.json"
     path.write_text(
         json.dumps({"command": "python -m benchmarks.roundtrip", "largest_error": results}, indent=1) + "\n"

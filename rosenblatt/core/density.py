@@ -151,11 +151,12 @@ class Flow(Density):
         return self._run_in_double(self.transform, x, context).to(x.dtype)
 
     def from_base(self, z: Tensor, context: Tensor | None = None, *, tolerance: float = 1e-3) -> Tensor:
-        """Map noise to data, `x = T^-1(z)`, in float64, and vouch for the digits in the dtype of `z`.
+        """Map noise to data, `x = T^-1(z)`, in float64, and refuse rows whose digits rounding has taken.
 
         Far from the data a trained flow can stretch rounding errors without bound. So the result is mapped back, and
         inverted again from noise a few ulp away on either side: a row whose way back misses `z`, or whose `x` moves,
         by more than `tolerance` raises `InverseError` with the row numbers. Rows that are not finite are not judged.
+        The way back is measured; how far `x` moves is an estimate from four disturbances, not a bound.
         """
         self.check(z, context)
         backwards = Inverse(self.transform)
