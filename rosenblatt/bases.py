@@ -274,9 +274,9 @@ def _require_positive(name: str, value: float) -> None:
 
 def _only_finite(log_density: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Evaluate at finite coordinates only: -inf at infinities, NaN at NaN, no such gradient anywhere."""
-    value = log_density(torch.where(torch.isfinite(x), x, 0.0))
-    value = torch.where(torch.isinf(x), -torch.inf, value)
-    return torch.where(torch.isnan(x), torch.nan, value)
+    size = x.detach().abs()
+    finite = size < torch.inf
+    return torch.where(finite, log_density(torch.where(finite, x, 0.0)), -size)
 
 
 def _noise(

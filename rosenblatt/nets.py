@@ -4,24 +4,42 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import relu
+from torch.nn.functional import elu, silu
 
 from rosenblatt.core.errors import OptionError
 
+ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh, "silu": silu, "elu": elu}
 INPUT_LIMIT = 1e6  # the net saturates here, so that one outlier of 1e30 cannot overflow its row
 
 
-class ResidualMLP(nn.Module):
-    """A pre-activation residual network (*batch, inputs) -> (*batch, outputs) (He et al. 2016).
+def activated(x: Tensor, activation: str = "relu") -> Tensor:
+    """Apply an activation to a value that nothing else needs: in place where no gradient is taken."""
+    if activation == "relu" and not torch.is_grad_enabled():
+        return torch.relu_(x)
+    return ACTIVATIONS[activation](x)
 
-    Each of `blocks` blocks is `h + W2 drop(relu(W1 relu(h)))`; W2 starts near zero, so that a deep net starts as a
-    shallow one. Inputs saturate at +-1e6. Raises `OptionError` for sizes below 1 or dropout outside [0, 1).
 
-    >>> ResidualMLP(2, 3, hidden=8)(torch.zeros(5, 2)).shape
+class MLP(nn.Module):
+    """A network (*batch, inputs) -> (*batch, outputs) of `blocks` blocks, each residual or one plain layer.
+
+    Residual (He et al. 2016): each block is `h + W2 drop(relu(W1 relu(h)))`; W2 starts near zero, so that a deep net
+    starts as a shallow one. Plain: `blocks` hidden layers `relu(W h)`, so `blocks=2` has one hidden-to-hidden layer.
+    Inputs saturate at +-1e6. Raises `OptionError` for sizes below 1 or dropout outside [0, 1).
+
+    >>> MLP(2, 3, hidden=8)(torch.zeros(5, 2)).shape
     torch.Size([5, 3])
     """
 
-    def __init__(self, inputs: int, outputs: int, *, hidden: int = 128, blocks: int = 2, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        hidden: int = 128,
+        blocks: int = 2,
+        dropout: float = 0.0,
+        residual: bool = True,
+    ) -> None:
         super().__init__()
         sizes = {"inputs": inputs, "outputs": outputs, "hidden": hidden, "blocks": blocks}
         for name, value in sizes.items():
@@ -30,15 +48,19 @@ class ResidualMLP(nn.Module):
         if not 0 <= dropout < 1:
             raise OptionError(f"dropout: {dropout} came, a share in [0, 1) was expected.")
         self.first = nn.Linear(inputs, hidden)
-        self.blocks = nn.ModuleList(_Block(hidden, dropout) for _ in range(blocks))
+        self.blocks = nn.ModuleList(
+            [_Block(hidden, dropout) for _ in range(blocks)]
+            if residual
+            else [_Layer(hidden, dropout) for _ in range(blocks - 1)]
+        )
         self.last = nn.Linear(hidden, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the network."""
         hidden = self.first(x.clamp(-INPUT_LIMIT, INPUT_LIMIT))
         for block in self.blocks:
-            hidden = hidden + block(hidden)
-        return self.last(relu(hidden))  # type: ignore[no-any-return]
+            hidden = block(hidden)
+        return self.last(activated(hidden))  # type: ignore[no-any-return]
 
     def start_at(self, output: Tensor) -> None:
         """Emit `output` (outputs,) at first, disturbed by a hundredth of the usual last weights."""
@@ -48,6 +70,8 @@ class ResidualMLP(nn.Module):
 
 
 class _Block(nn.Module):
+    """A residual block."""
+
     def __init__(self, hidden: int, dropout: float) -> None:
         super().__init__()
         self.before = nn.Linear(hidden, hidden)
@@ -58,4 +82,16 @@ class _Block(nn.Module):
             self.after.bias.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.after(self.drop(relu(self.before(relu(x)))))  # type: ignore[no-any-return]
+        return x + self.after(self.drop(activated(self.before(torch.relu(x)))))  # type: ignore[no-any-return]
+
+
+class _Layer(nn.Module):
+    """A plain layer."""
+
+    def __init__(self, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.linear = nn.Linear(hidden, hidden)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.drop(activated(x)))  # type: ignore[no-any-return]

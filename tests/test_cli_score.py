@@ -73,21 +73,15 @@ def test_scoring_runs_the_network_once(run: str, fresh: str, tmp_path: Path, mon
 
 
 def test_chunks_do_not_change_the_scores(tmp_path: Path, run: str, fresh: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rosenblatt import assembly, data
+    from rosenblatt.cli import scoring
 
     assert main(["score", run, fresh, "--out", str(tmp_path / "one.csv")]) == 0
     seen = []
-    iter_table = data.iter_table
-
-    def small(path: Path, **options: object) -> object:
-        for chunk in iter_table(path, 7, **options):
-            seen.append(len(chunk))
-            yield chunk
-
-    monkeypatch.setattr(data, "iter_table", small)
-    monkeypatch.setattr(assembly, "rows_at_once", lambda _features: 3)
-    assert main(["score", run, fresh, "--out", str(tmp_path / "many.csv")]) == 0
-    assert max(seen) == 7
+    scorer = scoring.Scorer.__call__
+    monkeypatch.setattr(scoring.Scorer, "__call__", lambda self, chunk: (seen.append(chunk), scorer(self, chunk))[1])
+    monkeypatch.setattr(scoring, "CHUNK_ROWS", 7)
+    assert main(["score", run, fresh, "--processes", "1", "--out", str(tmp_path / "many.csv")]) == 0
+    assert [(chunk.first, chunk.rows) for chunk in seen] == [*((first, 7) for first in range(0, 49, 7)), (49, 1)]
     one, many = read_table(tmp_path / "one.csv")[1], read_table(tmp_path / "many.csv")[1]
     np.testing.assert_allclose(one, many, rtol=1e-9, atol=1e-12)
 

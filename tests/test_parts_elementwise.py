@@ -159,8 +159,11 @@ def test_affine_scale_is_bounded_smoothly_and_asymmetrically():
     raw = torch.tensor([-1e9, -3.0, -1e-6, 0.0, 1e-6, 3.0, 1e9]).double()
     theta = torch.stack([torch.ones(7).double(), raw], dim=-1)
     value, log_det = Affine()(torch.full((7,), 3.0).double(), theta)
-    expected = [-2.0, -2 * math.tanh(1.5), -1e-6, 0.0, 1e-6, 5 * math.tanh(0.6), 5.0]
-    assert log_det.tolist() == pytest.approx(expected, rel=1e-9)
+    low, high = mpmath.exp(-2), mpmath.exp(5)
+    odds = [(1 - low) / (high - 1) * mpmath.exp(r * (high - low) / (1 - low) / (high - 1)) for r in raw.tolist()[1:-1]]
+    between = [float(mpmath.log(low + (high - low) * o / (1 + o))) for o in odds]
+    assert log_det.tolist() == pytest.approx([-2.0, *between, 5.0], rel=1e-9, abs=1e-14)
+    assert between[1] == pytest.approx(-1e-6, rel=1e-6)  # slope 1 at the identity
     assert torch.allclose(value, 2 * torch.exp(log_det))
 
 

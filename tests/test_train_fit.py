@@ -14,6 +14,7 @@ from rosenblatt.objectives import NLL
 from rosenblatt.train import FitConfig, Fitter, LocalRuntime
 from rosenblatt.train.ema import EMA
 from rosenblatt.train.session import Session
+from rosenblatt.train.weights import FlatWeights
 
 TRUTH = -2 * (0.5 * math.log(2 * math.pi * math.e) + math.log(0.5))  # nats a row of two N(2, 0.5) columns
 
@@ -165,7 +166,7 @@ def test_first_step_is_adam_on_the_weighted_clipped_gradient():
 
 def test_ema_is_the_bias_corrected_average_of_a_long_run():
     weight = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
-    ema, total = EMA([weight], 0.9), 0.0
+    ema, total = EMA(FlatWeights([weight]), 0.9), 0.0
     for step in range(400):  # from update 91 on the decay alone counts, and 0.9^300 of what came before is left
         value = math.sin(step)
         weight.data.fill_(value)
@@ -179,7 +180,7 @@ def test_ema_is_the_bias_corrected_average_of_a_long_run():
 
 def test_ema_of_a_short_run_forgets_its_start():
     weight = torch.nn.Parameter(torch.zeros(()))
-    ema = EMA([weight], 0.999)
+    ema = EMA(FlatWeights([weight]), 0.999)
     for step in range(100):
         weight.data.fill_(1000.0 if step < 50 else 2.0)
         ema.update()

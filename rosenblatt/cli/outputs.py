@@ -3,29 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from rosenblatt.cli.rows import BUNDLED_SOURCE, Rows
+from rosenblatt.cli.sampling import sample_chunks
 from rosenblatt.core.density import Flow
 from rosenblatt.data import Table, write_table
-from rosenblatt.preparation import SAMPLES
 from rosenblatt.summary import REPORT, SAMPLE_FILE, Summary, write_summary
 from rosenblatt.train import FitReport, RunFolder
-from rosenblatt.train.runtime import seeded_generator
-
-SAMPLES_AT_ONCE = 10_000  # fixed, since the rows drawn for a seed depend on it
-
-
-def sample_chunks(flow: Flow, rows: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Draw `rows` rows in chunks, so that any number fits in memory."""
-    for first in range(0, rows, SAMPLES_AT_ONCE):
-        with torch.no_grad():
-            # The last chunk is drawn in full as well: more rows of one seed begin with the same rows.
-            yield flow.sample(SAMPLES_AT_ONCE, generator=generator)[: rows - first]
 
 
 def write_outputs(
@@ -40,9 +25,9 @@ def write_outputs(
     """Write samples, plots and the report into the run folder; returns the names of the files."""
     written = []
     if samples:
-        seed = store.config["fit"]["seed"]
-        chunks = sample_chunks(flow, samples, seeded_generator(seed, SAMPLES))
-        write_table(store.path / SAMPLE_FILE, rows.fit.columns, chunks)
+        write_table(
+            store.path / SAMPLE_FILE, rows.fit.columns, sample_chunks(flow, samples, store.config["fit"]["seed"])
+        )
         written.append(SAMPLE_FILE)
     if plots:
         written += draw(flow, rows.fit if rows.test is None else rows.test, store, store.path)

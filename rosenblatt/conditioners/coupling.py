@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rosenblatt.conditioners.base import Conditioner, Walk
+from rosenblatt.conditioners.base import ColumnWalk, Conditioner, Walk
 from rosenblatt.conditioners.independent import Independent
 from rosenblatt.core.errors import OptionError
-from rosenblatt.nets import ResidualMLP
+from rosenblatt.nets import MLP
 
 
 class Coupling(Conditioner):
@@ -35,28 +36,16 @@ class Coupling(Conditioner):
         blocks: int = 2,
         context: int = 0,
         dropout: float = 0.0,
+        residual: bool = True,
     ) -> None:
-        super().__init__()
         first = _first_part(features, mask)
         second = [i for i in range(features) if i not in set(first)]
         if not first or not second:
             first, second = list(range(features)), []
-        self.features, self.params, self.context = features, params, context
-        self.free = Independent(len(first), params, context=context, hidden=hidden, blocks=blocks, dropout=dropout)
-        self.net: ResidualMLP | None = None
-        if second:
-            inputs, outputs = len(first) + context, len(second) * params
-            self.net = ResidualMLP(inputs, outputs, hidden=hidden, blocks=blocks, dropout=dropout)
-        order = torch.tensor(first + second)
-        self.register_buffer("first", torch.tensor(first), persistent=False)
-        self.register_buffer("second", torch.tensor(second, dtype=torch.long), persistent=False)
-        self.register_buffer("position", torch.argsort(order), persistent=False)
-
-    @property
-    def levels(self) -> tuple[Tensor, ...]:
-        """The first part, then the second part if there is one."""
-        first, second = self.get_buffer("first"), self.get_buffer("second")
-        return (first, second) if self.net is not None else (first,)
+        super().__init__([first, second] if second else [first], params, context)
+        net: dict[str, Any] = {"hidden": hidden, "blocks": blocks, "dropout": dropout, "residual": residual}
+        self.free = Independent(len(first), params, context=context, **net)
+        self.net = MLP(len(first) + context, len(second) * params, **net) if second else None
 
     def start_at(self, theta: Tensor) -> None:
         """Start every coordinate at `theta`; the network's last weights are a hundredth of the usual."""
@@ -64,27 +53,26 @@ class Coupling(Conditioner):
         if self.net is not None:
             self.net.start_at(theta.repeat(self.features - self.free.features))
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Parameters (*batch, features, params) of every coordinate."""
-        theta = self._free_part(x, context)
+    def parts(self, x: Tensor, context: Tensor | None = None) -> Iterator[Tensor]:
+        """The thetas of the first part, then those of the second."""
+        seen = x[..., : self.free.features]
+        yield from self.free.parts(seen, context)
         if self.net is not None:
-            theta = torch.cat([theta, self._conditioned_part(x, context)], dim=-2)
-        return theta.index_select(-2, self.get_buffer("position"))
+            yield self._second_part(seen, context)
 
     def walk(self, context: Tensor | None = None) -> Walk:
         """Begin a pass that evaluates each part once."""
         return _CouplingWalk(self, context)
 
-    def _free_part(self, x: Tensor, context: Tensor | None) -> Tensor:
-        theta: Tensor = self.free(x[..., : self.free.features], context)
-        return theta
+    def column_walk(self, context: Tensor | None, rows: int) -> ColumnWalk:
+        """Begin such a pass over columns."""
+        return _CouplingColumns(self, context)
 
-    def _conditioned_part(self, x: Tensor, context: Tensor | None) -> Tensor:
-        seen = x.index_select(-1, self.get_buffer("first"))
+    def _second_part(self, seen: Tensor, context: Tensor | None) -> Tensor:
         if self.context and context is not None:
             seen = torch.cat([seen, context], dim=-1)
         theta: Tensor = self.net(seen)  # type: ignore[misc]  # only called when there is a second part
-        return theta.reshape(*x.shape[:-1], self.features - self.free.features, self.params)
+        return theta.reshape(*theta.shape[:-1], self.features - self.free.features, self.params)
 
 
 class _CouplingWalk:
@@ -93,8 +81,22 @@ class _CouplingWalk:
         self.context = context
 
     def theta(self, level: int, x: Tensor) -> Tensor:
-        part = self.conditioner._conditioned_part if level else self.conditioner._free_part
-        return part(x, self.context)
+        seen = self.conditioner.arrange(x)[..., : self.conditioner.free.features]
+        if level == 0:
+            return self.conditioner.free(seen, self.context)  # type: ignore[no-any-return]
+        return self.conditioner._second_part(seen, self.context)
+
+
+class _CouplingColumns:
+    def __init__(self, conditioner: Coupling, context: Tensor | None) -> None:
+        self.conditioner = conditioner
+        self.context = context
+
+    def theta(self, level: int, x: Tensor) -> Tensor:
+        seen = x[: self.conditioner.free.features].t()
+        if level == 0:
+            return next(self.conditioner.free.parts(seen, self.context))
+        return self.conditioner._second_part(seen, self.context)
 
 
 def _first_part(features: int, mask: str | Sequence[bool]) -> list[int]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
 from rosenblatt.conditioners.base import Conditioner
-from rosenblatt.core.errors import OptionError
-from rosenblatt.nets import ResidualMLP
+from rosenblatt.nets import MLP
 
 
 class Independent(Conditioner):
@@ -28,24 +29,13 @@ class Independent(Conditioner):
         hidden: int = 64,
         blocks: int = 2,
         dropout: float = 0.0,
+        residual: bool = True,
     ) -> None:
-        super().__init__()
-        if features < 1 or params < 1 or context < 0:
-            raise OptionError(
-                f"features={features}, params={params}, context={context}: "
-                "features and params must be >= 1, context >= 0."
-            )
-        self.features, self.params, self.context = features, params, context
-        self.register_buffer("coordinates", torch.arange(features), persistent=False)
+        super().__init__([list(range(features))], params, context)
         if context:
-            self.net = ResidualMLP(context, features * params, hidden=hidden, blocks=blocks, dropout=dropout)
+            self.net = MLP(context, features * params, hidden=hidden, blocks=blocks, dropout=dropout, residual=residual)
         else:
             self.free = nn.Parameter(torch.zeros(features, params))
-
-    @property
-    def levels(self) -> tuple[Tensor, ...]:
-        """One level that holds every coordinate."""
-        return (self.get_buffer("coordinates"),)
 
     def start_at(self, theta: Tensor) -> None:
         """Start every coordinate at `theta`, exactly so without context."""
@@ -55,9 +45,10 @@ class Independent(Conditioner):
             with torch.no_grad():
                 self.free.copy_(theta.expand_as(self.free))
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Parameters (*batch, features, params); `x` gives only the batch shape."""
+    def parts(self, x: Tensor, context: Tensor | None = None) -> Iterator[Tensor]:
+        """The free thetas (features, params), or those of each context."""
         if self.context:
             theta: Tensor = self.net(context)
-            return theta.reshape(*theta.shape[:-1], self.features, self.params)
-        return self.free.expand(*x.shape[:-1], self.features, self.params)
+            yield theta.reshape(*theta.shape[:-1], self.features, self.params)
+        else:
+            yield self.free

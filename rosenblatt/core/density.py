@@ -10,11 +10,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from rosenblatt.core.eager import runs_eagerly
 from rosenblatt.core.errors import DataError, InverseError, OptionError
 from rosenblatt.core.transform import Compose, Inverse, Transform
 from rosenblatt.core.types import Likelihood
 
 SAMPLE_ROWS = 8192  # inverted at once: bounds the memory of a large sample, not its values
+SCORE_ROWS = 2048  # mapped at once where no gradient is taken: their hidden units stay in the cache
 
 
 class Density(nn.Module, ABC):
@@ -112,18 +114,29 @@ class Flow(Density):
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Exact log-density; see `Density.log_prob` for rows that are not finite."""
         self.check(x, context)
-        # Rows that are not finite are computed at 0 and answered afterwards, so that
-        # neither their values nor their gradients reach the other rows.
-        finite, unknown = torch.isfinite(x), torch.isnan(x).any(dim=-1)
-        x = torch.where(finite, x, 0.0)
+        # Rows that are not finite are computed at 0 and answered afterwards, so that neither their values nor their
+        # gradients reach the other rows. The largest size of a row is inf or NaN just where one of its numbers is.
+        size = x.detach().abs().amax(dim=-1)
         if context is not None:
             known = torch.isfinite(context)
-            unknown = unknown | ~known.all(dim=-1)
+            size = torch.where(known.all(dim=-1), size, torch.nan)
             x, context = _same_batch(x, torch.where(known, context, 0.0))
-        z, log_det = self.transform(x, context)
-        log_prob = self.base.log_prob(z) + log_det
-        log_prob = torch.where(finite.all(dim=-1), log_prob, -torch.inf)
-        return torch.where(unknown, torch.nan, log_prob)
+        finite = size < torch.inf
+        log_prob = self._log_prob_of_finite(torch.where(finite.unsqueeze(-1), x, 0.0), context)
+        return torch.where(finite, log_prob, -size)
+
+    def _log_prob_of_finite(self, x: Tensor, context: Tensor | None) -> Tensor:
+        batch = x.shape[:-1]
+        if torch.is_grad_enabled() or not runs_eagerly() or math.prod(batch) <= SCORE_ROWS:
+            z, log_det = self.transform(x, context)
+            log_prob: Tensor = self.base.log_prob(z) + log_det
+            return log_prob
+        pieces = x.reshape(-1, x.shape[-1]).split(SCORE_ROWS)
+        contexts: Sequence[Tensor | None] = [None] * len(pieces)
+        if context is not None:
+            contexts = context.reshape(-1, context.shape[-1]).split(SCORE_ROWS)
+        parts = [self._log_prob_of_finite(piece, given) for piece, given in zip(pieces, contexts, strict=True)]
+        return torch.cat(parts).reshape(batch)
 
     def sample_and_log_prob(
         self, n: int, context: Tensor | None = None, *, generator: torch.Generator | None = None

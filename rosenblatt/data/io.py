@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 Chunks = Iterator[npt.NDArray[np.float64]]
 ROWS_PER_CHUNK = 65_536
+PARQUET_BUFFER = 1 << 20  # bytes of a column read at once: a row group may be as large as the file
 WRITABLE = (".csv", ".tsv", ".parquet")
 BROKEN_FILE = (  # what the readers raise for a file that is damaged or not what its suffix says
     OSError,
@@ -55,7 +56,7 @@ def read_table(
     numbers.
     """
     names, chunks = _open(Path(path), columns, ROWS_PER_CHUNK)
-    with _file_errors(Path(path)):
+    with file_errors(Path(path)):
         parts = list(chunks)
     return names, np.concatenate(parts) if parts else np.empty((0, len(names)))
 
@@ -78,7 +79,7 @@ def iter_table(
         raise OptionError(f"rows_per_chunk: {rows_per_chunk} came, at least 1 was expected.")
     names, chunks = _open(Path(path), columns, rows_per_chunk)
     empty = True
-    with _file_errors(Path(path)):
+    with file_errors(Path(path)):
         for chunk in chunks:
             empty = False
             yield Table(torch.tensor(chunk, dtype=dtype), names)
@@ -90,17 +91,19 @@ def write_table(
     path: str | Path,
     columns: Sequence[str],
     rows: Floats | torch.Tensor | Iterator[Floats | torch.Tensor],
+    *,
+    unfinished: Path | None = None,
 ) -> None:
     """Write an array, or chunks of one, as CSV or Parquet by suffix; the file appears whole or not at all.
 
-    Numbers are written so that they are read back exactly. Raises `DataError` for an unknown suffix, a chunk
-    of the wrong width, or a place that cannot be written.
+    Until then it stands in `unfinished`, by default beside `path`; both must be on one disk. Numbers are written so
+    that they are read back exactly. Raises `DataError` for an unknown suffix, a chunk of the wrong width, or a place
+    that cannot be written.
     """
     path = Path(path)
-    if path.suffix.lower() not in WRITABLE:
-        raise DataError(f"{path}: tables are written as {', '.join(WRITABLE)}; choose one of these suffixes.")
+    check_writable(path)
     chunks = iter([rows]) if isinstance(rows, np.ndarray | torch.Tensor) else rows
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = unfinished or path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         _write(part, path.suffix.lower(), columns, chunks)
         os.replace(part, path)
@@ -112,18 +115,31 @@ def write_table(
         part.unlink(missing_ok=True)
 
 
+def check_writable(path: Path) -> None:
+    """Raise `DataError` unless tables are written in the format of this suffix."""
+    if path.suffix.lower() not in WRITABLE:
+        raise DataError(f"{path}: tables are written as {', '.join(WRITABLE)}; choose one of these suffixes.")
+
+
 def _write(part: Path, suffix: str, columns: Sequence[str], chunks: Iterator[Floats | torch.Tensor]) -> None:
     writer: Any = None
     with part.open("wb") as file:
-        for chunk in chunks:
-            array = np.asarray(chunk)
-            if array.ndim != 2 or array.shape[1] != len(columns):
-                raise DataError(
-                    f"rows: an array of shape {array.shape} came for {len(columns)} columns; give one column per name."
-                )
-            batch = pa.table([pa.array(np.ascontiguousarray(column)) for column in array.T], names=list(columns))
-            writer = writer or _writer(file, suffix, batch.schema)
-            writer.write_table(batch)
+        try:
+            for chunk in chunks:
+                array = np.asarray(chunk)
+                if array.ndim != 2 or array.shape[1] != len(columns):
+                    raise DataError(
+                        f"rows: an array of shape {array.shape} came for {len(columns)} columns; give one column per "
+                        "name."
+                    )
+                batch = pa.table([pa.array(np.ascontiguousarray(column)) for column in array.T], names=list(columns))
+                writer = writer or _writer(file, suffix, batch.schema)
+                writer.write_table(batch)
+        except BaseException:
+            if writer is not None:
+                with contextlib.suppress(Exception):  # closed later, it would miss the file and say so
+                    writer.close()
+            raise
         writer = writer or _writer(file, suffix, pa.schema([(name, pa.float64()) for name in columns]))
         writer.close()
         file.flush()
@@ -150,12 +166,12 @@ def _open(path: Path, columns: Sequence[str] | None, rows: int) -> tuple[tuple[s
         raise DataError(f"{path}: the suffix '{suffix}' is unknown; tables are read from {', '.join(readers)}.")
     if not path.is_file():
         raise DataError(f"{path}: there is no such file; check the path.")
-    with _file_errors(path):
+    with file_errors(path):
         return readers[suffix](path, columns, rows)
 
 
 @contextlib.contextmanager
-def _file_errors(path: Path) -> Iterator[None]:
+def file_errors(path: Path) -> Iterator[None]:
     """Turn what a damaged file makes its reader raise into one sentence."""
     try:
         yield
@@ -199,7 +215,7 @@ def _open_csv(path: Path, columns: Sequence[str] | None, rows: int) -> tuple[tup
     # whole numbers.
     convert = pa_csv.ConvertOptions(include_columns=chosen, column_types=types)
     stream = pa_csv.open_csv(path, read, parse, convert)
-    return tuple(chosen), _cut((_to_numpy(batch) for batch in stream), rows)
+    return tuple(chosen), _cut((to_numpy(batch) for batch in stream), rows)
 
 
 def _csv_header(path: Path) -> tuple[list[str], bool, str]:
@@ -233,11 +249,18 @@ def _csv_type(field: Any, first: Any) -> Any:
 
 
 def _open_parquet(path: Path, columns: Sequence[str] | None, rows: int) -> tuple[tuple[str, ...], Chunks]:
-    file = pa_parquet.ParquetFile(path)
+    file, chosen = open_parquet(path, columns)
+    batches = file.iter_batches(batch_size=rows, columns=list(chosen))
+    return chosen, _cut((to_numpy(batch.select(list(chosen))) for batch in batches), rows)
+
+
+def open_parquet(path: Path, columns: Sequence[str] | None) -> tuple[Any, tuple[str, ...]]:
+    """A Parquet file, read page by page, and the names of its columns of numbers among `columns`."""
+    file = pa_parquet.ParquetFile(path, buffer_size=PARQUET_BUFFER, pre_buffer=False)
     schema = file.schema_arrow
     # pandas stores a row index as a column of this name; it is no feature.
     names = [name for name in schema.names if not re.fullmatch(r"__index_level_\d+__", name)]
-    chosen = [names[index] for index in select_index(names, columns)]
+    chosen = tuple(names[index] for index in select_index(names, columns))
     for name in chosen:
         kind = schema.field(name).type
         if not (
@@ -249,8 +272,7 @@ def _open_parquet(path: Path, columns: Sequence[str] | None, rows: int) -> tuple
         ):
             head = next(file.iter_batches(batch_size=100, columns=[name]), None)
             raise _not_numbers(schema.field(name), None if head is None else head.column(0))
-    batches = file.iter_batches(batch_size=rows, columns=chosen)
-    return tuple(chosen), _cut((_to_numpy(batch.select(chosen)) for batch in batches), rows)
+    return file, chosen
 
 
 def _not_numbers(field: Any, values: Any) -> DataError:
@@ -270,7 +292,8 @@ def not_numbers(label: str, values: Any, kind: str | None = None) -> DataError:
     )
 
 
-def _to_numpy(batch: Any) -> npt.NDArray[np.float64]:
+def to_numpy(batch: Any) -> npt.NDArray[np.float64]:
+    """The columns of a pyarrow batch as an array (rows, columns), missing values as NaN."""
     out = np.empty((batch.num_rows, batch.num_columns))
     for index, column in enumerate(batch.columns):
         number = column.cast(pa.uint8()) if pa.types.is_boolean(column.type) else column

@@ -98,6 +98,17 @@ class Table:
         weight = None if self.weight is None else self.weight.to(device=device, dtype=dtype)
         return Table(values, self.columns, weight)
 
+    def near(self, device: torch.device) -> Table:
+        """This table in the memory of a CUDA device, where it takes less than a quarter of what is free, else itself.
+
+        Rows chosen on the device itself need not be sent there batch by batch.
+        """
+        if device.type != "cuda":
+            return self
+        size = sum(part.numel() * part.element_size() for part in (self.values, self.weight) if part is not None)
+        free, _ = torch.cuda.mem_get_info(device)
+        return self.to(device=device) if 4 * size < free else self
+
     def select(self, names: Sequence[str]) -> Table:
         """The named columns in the given order; raises `DataError` for an unknown name."""
         chosen = [checks.position(self.columns, name, "columns") for name in names]

@@ -2,51 +2,83 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from rosenblatt.core.errors import OptionError
 from rosenblatt.core.types import Mapped, ParamSpec
-from rosenblatt.elementwise.base import Elementwise
+from rosenblatt.elementwise.fused import Fused
 
 
-class Affine(Elementwise):
-    """Shift and scale `y = (x - shift) * exp(s)` with a smoothly bounded log-scale.
+class Affine(Fused):
+    """Shift and scale `y = (x - shift) * scale` with a smoothly bounded scale.
 
-    `s = b * tanh(raw / b)`, b = `contract` for raw < 0 and `stretch` for raw > 0: continuously differentiable,
-    slope 1 at 0, always in [-contract, stretch]. `log_det = s`.
-    Closed inverse `x = y * exp(-s) + shift` (Papamakarios et al. 2017).
+    `scale = low + (high - low) * sigmoid(k raw + c)`, low = exp(-contract) and high = exp(stretch), with k and c such
+    that raw = 0 gives scale 1 and slope `d log(scale) / d raw = 1`. `log_det = log(scale)`.
+    Closed inverse `x = y / scale + shift` (Papamakarios et al. 2017).
 
     What a layer contracts in the density direction, the inverse stretches back together with its rounding error, so
     `contract` is what float32 samples and round trips pay for; `stretch` is paid by `forward(inverse(y))`.
     Raises `OptionError` unless both bounds are positive.
 
-    >>> Affine()(torch.tensor([3.0]), torch.tensor([[1.0, 0.0]]))
-    Mapped(value=tensor([2.]), log_det=tensor([0.]))
+    >>> Affine()(torch.tensor([3.0]), torch.tensor([[1.0, 0.0]])).value
+    tensor([2.0000])
     """
 
     spec = ParamSpec(shift=(), log_scale=())
+    piece = 1 << 17
 
     def __init__(self, contract: float = 2.0, stretch: float = 5.0) -> None:
         super().__init__()
         if not (contract > 0 and stretch > 0):
             raise OptionError(f"contract={contract}, stretch={stretch}: two positive bounds were expected.")
-        self.contract = contract
-        self.stretch = stretch
+        self.low, self.high = math.exp(-contract), math.exp(stretch)
+        share = (1 - self.low) / (self.high - self.low)  # of the way from low to high at raw = 0
+        self.offset = math.log(share / (1 - share))
+        self.steepness = 1 / ((self.high - self.low) * share * (1 - share))
 
-    def forward(self, x: Tensor, theta: Tensor) -> Mapped:
+    def evaluate(self, x: Tensor, theta: Tensor) -> Mapped:
         """Shift, then scale."""
-        shift, log_scale = self._decode(theta.to(x.dtype))
-        value = (x - shift) * torch.exp(log_scale)
-        return Mapped(value, log_scale.expand_as(value))
+        shift, share = self._decode(theta.to(x.dtype))
+        scale = self._scale(share)
+        value = (x - shift) * scale
+        return Mapped(value, torch.log(scale).expand_as(value))
+
+    def evaluate_keeping(self, x: Tensor, theta: Tensor) -> tuple[Mapped, tuple[Tensor, ...]]:
+        """Shift, then scale; the value, the scale and its share are what the gradient needs."""
+        shift, raw = theta.to(x.dtype).unbind(dim=-1)
+        share = (raw * self.steepness).add_(self.offset).sigmoid_()
+        scale = (share * (self.high - self.low)).add_(self.low)
+        value = (x - shift).mul_(scale)
+        return Mapped(value, torch.log(scale).expand_as(value)), (value, scale, share)
+
+    def pull_back(
+        self, x: Tensor, theta: Tensor, kept: tuple[Tensor, ...], grad_value: Tensor, grad_log_det: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """With `d scale / d raw = k (high - low) share (1 - share)` and `d y / d log(scale) = y`."""
+        value, scale, share = kept
+        grad_x = grad_value * scale
+        grad_scale = torch.addcmul(grad_log_det, grad_value, value).div_(scale)
+        rise = torch.addcmul(share, share, share, value=-1).mul_(self.steepness * (self.high - self.low))
+        grad_theta = torch.empty_like(theta)
+        shared = len(x) > 1
+        torch.neg(grad_x.sum(dim=0) if shared else grad_x[0], out=grad_theta[:, 0])
+        torch.mul(grad_scale.sum(dim=0) if shared else grad_scale[0], rise, out=grad_theta[:, 1])
+        return grad_x, grad_theta
 
     def inverse(self, y: Tensor, theta: Tensor) -> Mapped:
         """Unscale, then unshift."""
-        shift, log_scale = self._decode(theta.to(y.dtype))
-        value = y * torch.exp(-log_scale) + shift
-        return Mapped(value, -log_scale.expand_as(value))
+        shift, share = self._decode(theta.to(y.dtype))
+        scale = self._scale(share)
+        value = torch.addcdiv(shift, y, scale)
+        return Mapped(value, -torch.log(scale).expand_as(value))
 
     def _decode(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """The shift, and how far the scale lies between its bounds."""
         shift, raw = theta.unbind(dim=-1)
-        bound = torch.where(raw < 0, raw.new_tensor(self.contract), raw.new_tensor(self.stretch))
-        return shift, bound * torch.tanh(raw / bound)
+        return shift, torch.sigmoid(raw * self.steepness + self.offset)
+
+    def _scale(self, share: Tensor) -> Tensor:
+        return share * (self.high - self.low) + self.low

@@ -7,6 +7,7 @@ The raw network phi is increasing because all its weights are positive. On its s
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,12 +15,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, logsigmoid
 
+from rosenblatt.core.eager import runs_eagerly
 from rosenblatt.core.errors import OptionError
 from rosenblatt.core.logspace import log_matvec, log_one_minus_exp, soft_bound
 from rosenblatt.core.types import REAL, Mapped, ParamSpec, Support
 from rosenblatt.elementwise.base import UnitElementwise
-
-SLOPE_BOUND = 7.0  # log-weights stay within +-7: the published floor exp(7), and its mirror
+from rosenblatt.elementwise.fused import Fused, _aligned
+from rosenblatt.elementwise.monotone_gradient import gradients_at
+from rosenblatt.elementwise.monotone_kernel import SLOPE_BOUND, Plan, sums_at
 
 
 class _Layer(NamedTuple):
@@ -30,7 +33,7 @@ class _Layer(NamedTuple):
     offset: Tensor  # (*b, out): at the first layer the locations b; later the pre-activation at the left end
 
 
-class MonotoneNet(UnitElementwise):
+class MonotoneNet(Fused, UnitElementwise):
     r"""CDF network with hidden `widths` and a softmax output: `F = (phi - phi(a)) / (phi(b) - phi(a))`.
 
     With per-coordinate weights from `theta`:
@@ -54,6 +57,8 @@ class MonotoneNet(UnitElementwise):
     >>> float(net.cdf(torch.tensor(torch.inf), net.start()))
     1.0
     """
+
+    piece = sys.maxsize  # the sums are cut into pieces where they are computed, in memory that is used again
 
     def __init__(
         self,
@@ -85,6 +90,7 @@ class MonotoneNet(UnitElementwise):
             shapes[f"slope_{number}"] = (outputs, inputs)
             shapes[f"offset_{number}"] = (outputs,)
         self.spec = ParamSpec(**shapes, mixture=(widths[-2],))
+        self.plan = Plan(self.spec, self.domain, self.epsilon)
 
     def start(self) -> Tensor:
         """A theta near the standard logistic CDF whose units already differ, so that they can specialise."""
@@ -111,13 +117,75 @@ class MonotoneNet(UnitElementwise):
 
     def forward(self, x: Tensor, theta: Tensor) -> Mapped:
         """Return logit F(x) and its log-derivative; outside the support +-inf and -inf."""
+        taped = torch.is_grad_enabled() and (x.requires_grad or theta.requires_grad)
+        if taped or not runs_eagerly():
+            return super().forward(x, theta)
+        shape = torch.broadcast_shapes(x.shape, theta.shape[:-1])
+        mapped, _ = self.evaluate_keeping(*_aligned(x, theta, shape))
+        return Mapped(mapped.value.reshape(shape), mapped.log_det.reshape(shape))
+
+    def evaluate(self, x: Tensor, theta: Tensor) -> Mapped:
+        """Map by logarithms throughout, wherever x is."""
         low, high = self._computable(x.dtype)
         inside = x.clamp(low, high)
         layers, log_mixture = self._decode(theta)
         logs = self._log_differences(layers, log_mixture, inside.unsqueeze(-1), tangent=True)
         below, above, slope = logs.unbind(dim=-1)
-        value = below - above
         log_det = slope + torch.logaddexp(below, above) - below - above
+        return self._outside(x, below - above, log_det)
+
+    def evaluate_keeping(self, x: Tensor, theta: Tensor) -> tuple[Mapped, tuple[Tensor, ...]]:
+        """Map by plain sums, and by logarithms the few points where a sum is too small for that; keep the sums."""
+        x, theta = _promoted(x, theta)
+        inside = x.clamp(*self._computable(x.dtype))
+        sums = sums_at(self.plan, inside, theta)
+        below, above, slope = sums
+        log_below, log_above = below.log(), above.log()
+        log_det = slope.log().add_((below + above).log_()).sub_(log_below).sub_(log_above)
+        value = log_below.sub_(log_above)
+        rows, columns = _places(self._faint(sums))
+        if len(rows):
+            value[rows, columns], log_det[rows, columns] = self.evaluate(inside[rows, columns], theta[columns])
+        return self._outside(x, value, log_det), (sums,)
+
+    def pull_back(
+        self, x: Tensor, theta: Tensor, kept: tuple[Tensor, ...], grad_value: Tensor, grad_log_det: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Go back through the sums, recomputed, and through the logarithms where those were used."""
+        x, theta = _promoted(x, theta)
+        low, high = self._computable(x.dtype)
+        inside, faint = x.clamp(low, high), self._faint(kept[0])
+        beyond = (x < self.domain.lower) | (x > self.domain.upper)
+        grads = [torch.where(beyond, 0.0, grad) for grad in (grad_value, grad_log_det)]
+        plain_value, plain_log_det = (torch.where(faint, 0.0, grad) for grad in grads)
+        below, above, slope = torch.where(faint, 1.0, kept[0])
+        whole = plain_log_det / (below + above)
+        weights = torch.stack(
+            [
+                (plain_value - plain_log_det) / below + whole,
+                whole - (plain_value + plain_log_det) / above,
+                plain_log_det / slope,
+            ]
+        )
+        points = torch.where(faint, self._inner(0.4), inside)
+        grad_x, grad_theta = gradients_at(self.plan, points, theta, weights)
+        rows, columns = _places(faint)
+        if len(rows):
+            with torch.enable_grad():
+                inputs = [part.detach().requires_grad_() for part in (inside[rows, columns], theta[columns])]
+                mapped = self.evaluate(*inputs)
+                found = torch.autograd.grad(tuple(mapped), inputs, [grad[rows, columns] for grad in grads])
+            grad_x[rows, columns] = found[0]
+            grad_theta.index_add_(0, columns, found[1])
+        return torch.where((x < low) | (x > high), 0.0, grad_x), grad_theta
+
+    def _faint(self, sums: Tensor) -> Tensor:
+        """Where underflow may have touched one of the three sums (or one is NaN)."""
+        return ~(sums.amin(dim=0) >= self.plan.floor(sums.dtype))
+
+    def _outside(self, x: Tensor, value: Tensor, log_det: Tensor) -> Mapped:
+        if self.domain.whole_line:
+            return Mapped(value, log_det)
         value = torch.where(x < self.domain.lower, -torch.inf, value)
         value = torch.where(x > self.domain.upper, torch.inf, value)
         return Mapped(value, torch.where((x < self.domain.lower) | (x > self.domain.upper), -torch.inf, log_det))
@@ -226,6 +294,18 @@ class MonotoneNet(UnitElementwise):
             return columns
         slope = pushed[..., points + 1 :] + (up + down)[..., 1:2]
         return torch.cat([columns, slope], dim=-1)
+
+
+def _promoted(x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+    dtype = torch.promote_types(x.dtype, theta.dtype)
+    return x.to(dtype), theta.to(dtype)
+
+
+def _places(mask: Tensor) -> tuple[Tensor, ...]:
+    """Indices where a mask holds; on the meta device nowhere."""
+    if mask.is_meta:
+        return tuple(torch.empty(0, dtype=torch.long, device=mask.device) for _ in mask.shape)
+    return mask.nonzero(as_tuple=True)
 
 
 def _log_rise(log_weight: Tensor, log_gap: Tensor) -> Tensor:

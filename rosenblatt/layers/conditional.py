@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from rosenblatt.conditioners.base import Conditioner
+from rosenblatt.core.eager import runs_eagerly
 from rosenblatt.core.errors import InverseError, OptionError
 from rosenblatt.core.transform import Transform
 from rosenblatt.core.types import Mapped
@@ -31,22 +32,56 @@ class Conditional(Transform):
         conditioner.start_at(elementwise.start())
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Mapped:
-        """Map every coordinate at once."""
-        value, log_det = self.elementwise(x, self.conditioner(x, context))
-        return Mapped(value, log_det.sum(dim=-1))
+        """Map every coordinate, a part of the parameters after the other."""
+        x = self.conditioner.arrange(x)
+        values, log_dets, start = [], [], 0
+        for theta in self.conditioner.parts(x, context):
+            stop = start + theta.shape[-2]
+            mapped: Mapped = self.elementwise(x[..., start:stop], theta)
+            values.append(mapped.value)
+            log_dets.append(mapped.log_det.sum(dim=-1))
+            start = stop
+        value = values[0] if len(values) == 1 else torch.cat(values, dim=-1)
+        return Mapped(self.conditioner.restore(value), sum(log_dets[1:], start=log_dets[0]))
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Mapped:
         """Solve level by level; raises `InverseError` if a root is not found."""
+        if torch.is_grad_enabled() or not runs_eagerly():
+            return self._inverse_with_tape(y, context)
+        features = y.shape[-1]
+        flat = y.reshape(-1, features)
+        given = None if context is None else context.expand(*y.shape[:-1], -1).reshape(-1, context.shape[-1])
+        # Columns in level order, each contiguous: what a level solves is written where the next one reads it.
+        columns = flat.t() if self.conditioner.in_order else flat.t().index_select(0, self.conditioner.order)
+        solved = torch.empty_like(columns, memory_format=torch.contiguous_format)
+        log_det = y.new_zeros(len(flat))
+        walk = self.conditioner.column_walk(given, len(flat))
+        start = 0
+        for number, size in enumerate(self.conditioner.sizes):
+            stop = start + size
+            x, level_log_det = self._solve(number, columns[start:stop].t(), walk.theta(number, solved))
+            solved[start:stop] = x.t()
+            log_det += level_log_det.squeeze(-1) if size == 1 else level_log_det.sum(dim=-1)
+            start = stop
+        if not self.conditioner.in_order:
+            solved = solved.index_select(0, self.conditioner.position)
+        return Mapped(solved.t().reshape(y.shape), log_det.reshape(y.shape[:-1]))
+
+    def _inverse_with_tape(self, y: Tensor, context: Tensor | None) -> Mapped:
         x = torch.zeros_like(y)
         log_det = y.new_zeros(y.shape[:-1])
         walk = self.conditioner.walk(context)
         for number, level in enumerate(self.conditioner.levels):
-            theta = walk.theta(number, x)
-            try:
-                solved, level_log_det = self.elementwise.inverse(y.index_select(-1, level), theta)
-            except InverseError as error:
-                rows = sorted({index // len(level) for index in error.rows})
-                raise InverseError(f"{error.reason} at coordinates {level.tolist()}", rows) from None
+            solved, level_log_det = self._solve(number, y.index_select(-1, level), walk.theta(number, x))
             x = x.index_copy(-1, level, solved)
             log_det = log_det + level_log_det.sum(dim=-1)
         return Mapped(x, log_det)
+
+    def _solve(self, number: int, y: Tensor, theta: Tensor) -> Mapped:
+        """Invert the elementwise map of one level."""
+        try:
+            return self.elementwise.inverse(y, theta)
+        except InverseError as error:
+            level = self.conditioner.levels[number].tolist()
+            rows = sorted({index // len(level) for index in error.rows})
+            raise InverseError(f"{error.reason} at coordinates {level}", rows) from None

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rosenblatt.bases import StandardLogistic
+from rosenblatt.conditioners.heads import Head, LowRank, PartlyFree
 from rosenblatt.conditioners.masked import Masked
 from rosenblatt.core.density import Flow
 from rosenblatt.core.errors import OptionError
@@ -40,6 +41,9 @@ def nits(
     interval: Sequence[float] | None = None,
     epsilon: float = 1e-5,
     transforms: int = 1,
+    head: str = "full",
+    rank: int = 16,
+    residual: bool = True,
     dropout: float = 0.0,
     order: Sequence[int] | None = None,
     activation: str = "relu",
@@ -47,7 +51,12 @@ def nits(
     """Build NITS for `features` columns.
 
     `widths` of the CDF net end in 1. `interval=(a, b)` gives every (standardised) column that compact support, as
-    published; without it the CDF lives on the whole line. `transforms > 1` stacks layers in alternating order.
+    published; without it the CDF lives on the whole line. `transforms > 1` stacks layers in alternating order. With
+    `residual=False`, `blocks` counts plain hidden layers.
+
+    `head` is how the network emits the weights of the CDF nets (320 per column for [16, 16, 1]): "full" as published,
+    "low_rank" (`rank` numbers times a matrix per column), or "shared" (the matrices between hidden layers do not depend
+    on the row). The other two make wide tables much cheaper at some cost in likelihood (docs/speed.md).
     Raises `OptionError` for sizes that make no model.
 
     >>> import torch
@@ -71,11 +80,29 @@ def nits(
             blocks=blocks,
             context=context,
             dropout=dropout,
+            residual=residual,
             order=first if number % 2 == 0 else first[::-1],
             activation=activation,
+            head=_head(head, features, cdf, rank),
         )
         layers.append(Conditional(cdf, conditioner))
     return Flow(Compose(layers), StandardLogistic(features), context=context)
+
+
+def _head(kind: str, features: int, cdf: MonotoneNet, rank: int) -> Head | None:
+    if kind == "full":
+        return None
+    if kind == "low_rank":
+        return LowRank(features, cdf.spec.size, rank)
+    if kind != "shared" or len(cdf.widths) < 3:
+        raise OptionError(
+            f"head: '{kind}' came with widths {list(cdf.widths)}; choose 'full', 'low_rank', or 'shared' with two or "
+            "more hidden widths."
+        )
+    names = list(cdf.spec.shapes)
+    first = sum(cdf.spec.sizes[: names.index("slope_2")])
+    last = sum(cdf.spec.sizes[: names.index(f"offset_{len(cdf.widths) - 1}")])
+    return PartlyFree(features, cdf.spec.size, first, last)
 
 
 def _ends(interval: Sequence[float]) -> tuple[float, float]:

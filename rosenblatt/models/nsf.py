@@ -45,13 +45,14 @@ def nsf(
     hidden: int = 128,
     blocks: int = 2,
     linear: str = "lu",
+    residual: bool = True,
     dropout: float = 0.0,
 ) -> Flow:
     """Build a neural spline flow for `features` columns.
 
     `linear` is what stands before each spline: "lu" (random permutation and LU factors, as published), "permutation"
-    (random permutation alone) or "none" (the order turns around instead). Raises `OptionError` for another `linear` or
-    sizes that make no model.
+    (random permutation alone) or "none" (the order turns around instead). With `residual=False`, `blocks` counts plain
+    hidden layers. Raises `OptionError` for another `linear` or sizes that make no model.
 
     >>> import torch
     >>> nsf(3, transforms=2, hidden=16, coupling=True).log_prob(torch.zeros(4, 3)).shape
@@ -67,17 +68,19 @@ def nsf(
         steps.extend(_linear(linear, features))
         spline = RationalQuadraticSpline(bins=bins, bound=bound)
         params = spline.spec.size
+        net: dict[str, Any] = {
+            "hidden": hidden,
+            "blocks": blocks,
+            "context": context,
+            "dropout": dropout,
+            "residual": residual,
+        }
         conditioner: Conditioner
         if coupling:
-            mask = "odd" if number % 2 else "even"
-            conditioner = Coupling(
-                features, params, mask=mask, hidden=hidden, blocks=blocks, context=context, dropout=dropout
-            )
+            conditioner = Coupling(features, params, mask="odd" if number % 2 else "even", **net)
         else:
             turned = order[::-1] if linear == "none" and number % 2 else order
-            conditioner = Masked(
-                features, params, order=turned, hidden=hidden, blocks=blocks, context=context, dropout=dropout
-            )
+            conditioner = Masked(features, params, order=turned, **net)
         steps.append(Conditional(spline, conditioner))
     steps.extend(_linear(linear, features))
     return Flow(Compose(steps), StandardNormal(features), context=context)

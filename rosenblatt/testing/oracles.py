@@ -49,9 +49,12 @@ def bin_probability(oracle: Oracle, elementwise: Elementwise, lower: float, uppe
 
 
 def affine(elementwise: Elementwise, x: Decimal, theta: Tensor) -> Decimal:
-    """`(x - shift) exp(s)`, s squashed to (-2, 5)."""
+    """`(x - shift) scale`: scale between exp(-2) and exp(5), a logistic curve through 1 with slope 1 at raw = 0."""
     shift, raw = _decimals(theta)
-    return (x - shift) * _squash(raw, 2, 5).exp()
+    low, high = Decimal(-2).exp(), Decimal(5).exp()
+    odds = (1 - low) / (high - 1)
+    odds *= (raw * (high - low) / ((1 - low) * (high - 1))).exp()
+    return (x - shift) * (low + (high - low) * odds / (1 + odds))
 
 
 def spline(elementwise: Elementwise, x: Decimal, theta: Tensor) -> Decimal:

@@ -13,6 +13,7 @@ import rosenblatt.models  # noqa: F401 - enters every model in the registry
 from rosenblatt.bases import Box, StandardLogistic, StandardNormal
 from rosenblatt.conditioners.base import Conditioner
 from rosenblatt.conditioners.coupling import Coupling
+from rosenblatt.conditioners.heads import LowRank, PartlyFree
 from rosenblatt.conditioners.independent import Independent
 from rosenblatt.conditioners.masked import Masked
 from rosenblatt.core.density import FactorisedDensity, Flow
@@ -184,6 +185,8 @@ CONDITIONERS: dict[str, ConditionerRow] = {
         ConditionerRow("masked_plain", lambda d, p: Masked(d, p, hidden=16, residual=False, activation="tanh")),
         ConditionerRow("masked_order", lambda d, p: Masked(d, p, hidden=16, order=[*range(1, d), 0], dropout=0.2)),
         ConditionerRow("masked_context", lambda d, p: Masked(d, p, hidden=16, context=2), 2),
+        ConditionerRow("masked_low_rank", lambda d, p: Masked(d, p, hidden=16, head=LowRank(d, p, 2))),
+        ConditionerRow("masked_partly_free", lambda d, p: Masked(d, p, hidden=16, head=PartlyFree(d, p, 1, 2))),
         ConditionerRow("coupling", lambda d, p: Coupling(d, p, hidden=16)),
         ConditionerRow("coupling_odd", lambda d, p: Coupling(d, p, hidden=16, mask="odd", dropout=0.2)),
         ConditionerRow("coupling_context", lambda d, p: Coupling(d, p, hidden=16, context=2), 2),
@@ -208,6 +211,8 @@ MODELS: dict[str, ModelRow] = {
             upper=6.0,
         ),
         ModelRow("nits_context", _model("nits", 2, hidden=16, widths=_WIDTHS), context=2),
+        ModelRow("nits_low_rank", _model("nits", hidden=16, widths=_WIDTHS, head="low_rank", rank=3)),
+        ModelRow("nits_shared", _model("nits", hidden=16, widths=_WIDTHS, head="shared")),
         ModelRow("nits_in_units", _in_units, traced=True),
         ModelRow("maf", _model("maf", transforms=3, hidden=16), traced=True),
         ModelRow("maf_context", _model("maf", 2, transforms=2, hidden=16), context=2),

@@ -199,6 +199,12 @@ class RunFolder:
         where = self._folder(step) / MODEL
         _compare(storage.tensor_header(storage.read_head(where), where), module, where)
 
+    def digest(self) -> str:
+        """SHA-256 of the config and of the weights that `load` gives by default, to say which model made something."""
+        best_step = self._best_step()
+        listed = self._read_manifest(self._newest_sound() if best_step is None else best_step)["files"]
+        return storage.sha256(f"{self._config_hash} {listed[MODEL]['sha256']}".encode())
+
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Append one record to metrics.jsonl."""
         with self.writing():

@@ -12,7 +12,8 @@ from rosenblatt.core.errors import OptionError
 
 # Options a resumed run may change: how long to go on and what to store, not what a step computes.
 RESUMABLE = frozenset(
-    {"epochs", "max_steps", "time_limit", "patience", "checkpoint_every", "keep_last", "device", "threads"}
+    {"epochs", "max_steps", "time_limit", "patience", "checkpoint_every", "keep_last"}
+    | {"device", "threads", "compile", "accumulate"}
 )
 
 
@@ -24,6 +25,8 @@ class FitConfig:
     max_steps: optimiser steps at most; None for no limit besides `epochs`.
     time_limit: seconds of training at most, counted across resumes; training then stops cleanly.
     batch_size: rows per step.
+    accumulate: parts that the rows of a step are computed in, one after the other: the same step but for rounding (and
+        random draws such as dropout), in about that fraction of the memory; must divide `batch_size`.
     learning_rate: peak step size of AdamW (Loshchilov and Hutter 2019).
     schedule: "cosine" anneals the rate to 0 over all steps (`epochs` or `max_steps`, whichever is fewer;
         `time_limit` stops the run without bending the curve, so that results do not depend on the machine's
@@ -41,7 +44,10 @@ class FitConfig:
     seed: seed of the split, of the shuffles and of everything random in training.
     dtype: "float32" or "float64", for weights and data.
     device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1".
-    amp: compute in bfloat16 where that is safe; needs CUDA.
+    amp: multiply matrices in bfloat16; needs CUDA, since processors without bfloat16 units emulate it some seven times
+        more slowly than they compute in float32.
+    compile: run the training steps through `torch.compile`, which takes a minute or two to start and a C++ compiler;
+        checkpoints are those of the plain model, so a run may be resumed with or without.
     threads: CPU threads of PyTorch during training; None leaves them alone.
 
     >>> FitConfig.from_dict({"epochs": 3}).epochs
@@ -52,6 +58,7 @@ class FitConfig:
     max_steps: int | None = None
     time_limit: float | None = None
     batch_size: int = 512
+    accumulate: int = 1
     learning_rate: float = 1e-3
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_steps: int = 0
@@ -68,11 +75,12 @@ class FitConfig:
     dtype: Literal["float32", "float64"] = "float32"
     device: str = "auto"
     amp: bool = False
+    compile: bool = False
     threads: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse values of the wrong kind or out of range."""
-        for name in ("epochs", "batch_size", "keep_last"):
+        for name in ("epochs", "batch_size", "accumulate", "keep_last"):
             self._integer(name, at_least=1)
         for name in ("max_steps", "validate_every", "patience", "checkpoint_every", "threads"):
             self._integer(name, at_least=1, optional=True)
@@ -88,8 +96,11 @@ class FitConfig:
         self._choice("dtype", ("float32", "float64"))
         if not isinstance(self.device, str):
             raise self._refusal("device", 'text such as "auto", "cpu" or "cuda"')
-        if not isinstance(self.amp, bool):
-            raise self._refusal("amp", "true or false")
+        for name in ("amp", "compile"):
+            if not isinstance(getattr(self, name), bool):
+                raise self._refusal(name, "true or false")
+        if self.batch_size % self.accumulate:
+            raise self._refusal("accumulate", f"a divisor of batch_size, {self.batch_size},")
 
     @classmethod
     def from_dict(cls, options: Mapping[str, Any]) -> FitConfig:

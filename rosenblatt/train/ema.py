@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+
+from rosenblatt.train.weights import FlatWeights
 
 
 class EMA:
@@ -17,27 +18,29 @@ class EMA:
     last tenth of a run too short for the decay. What is stored is what is used.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
-        self.parameters: list[Tensor] = list(parameters)
+    def __init__(self, weights: FlatWeights, decay: float) -> None:
+        self.weights = weights
         self.decay = decay
         self.updates = 0
-        self.average: list[Tensor] = [p.detach().clone() for p in self.parameters]
+        self.average = weights.vector.clone()
 
     @torch.no_grad()
     def update(self) -> None:
         """Take the present weights in."""
         self.updates += 1
         gain = max((1 - self.decay) / (1 - self.decay**self.updates), 10 / (9 + self.updates))
-        torch._foreach_lerp_(self.average, self.parameters, gain)
+        self.average.lerp_(self.weights.vector, gain)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Let the model carry the averaged weights for a while."""
-        raw = [p.detach().clone() for p in self.parameters]
-        with torch.no_grad():
-            torch._foreach_copy_(self.parameters, self.average)
+        raw = self.weights.vector.clone()
+        self._write(self.average)
         try:
             yield
         finally:
-            with torch.no_grad():
-                torch._foreach_copy_(self.parameters, raw)
+            self._write(raw)
+
+    def _write(self, values: torch.Tensor) -> None:
+        self.weights.vector.copy_(values)
+        self.weights.changed()

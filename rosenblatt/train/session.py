@@ -14,10 +14,11 @@ from torch import Tensor
 from rosenblatt.core.density import Density
 from rosenblatt.core.errors import CheckpointError, DataError, FitDiverged, OptionError
 from rosenblatt.core.types import Batch
+from rosenblatt.data.table import Table
 from rosenblatt.objectives.likelihood import Objective
+from rosenblatt.train.batches import pinned, poisoned, slices, sound_rows, weighted_mean
 from rosenblatt.train.checkpoint import RunFolder
 from rosenblatt.train.config import RESUMABLE, FitConfig
-from rosenblatt.train.ema import EMA
 from rosenblatt.train.guard import ROLL_BACKS, Guard, Verdict
 from rosenblatt.train.loggers import Logger, ProgressBar
 from rosenblatt.train.runtime import Runtime, seeded_generator
@@ -65,12 +66,13 @@ class Session:
     ) -> None:
         self.config, self.runtime, self.run = config, runtime, run
         self.model, self.objective = model, objective
-        self.train, self.validation = data
+        self.train, self.validation = (_near(rows, runtime.device) for rows in data)
         self.loggers = list(loggers)
         self.dtype: torch.dtype = getattr(torch, config.dtype)
         runtime.place(model, self.dtype)
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.closed_form = model.closed_form or not self.parameters
+        self.closed_form = model.closed_form or not any(p.requires_grad for p in model.parameters())
+        # Compiled for one number of rows: every other one would be compiled anew.
+        self.compiled: Any = torch.compile(model, dynamic=False) if config.compile and not self.closed_form else None
         self.steps_per_epoch = -(-len(self.train) // config.batch_size)
         total = config.epochs * self.steps_per_epoch
         self.total = total if config.max_steps is None else min(total, config.max_steps)
@@ -79,7 +81,7 @@ class Session:
         self.generator = seeded_generator(config.seed, OBJECTIVE, device=runtime.device)
         self.poisoned_rows, total_weight = 0, 0.0
         for batch in map(self._on_device, self.train.ordered_batches(INITIAL_ROWS)):
-            self.poisoned_rows += _poisoned(batch)
+            self.poisoned_rows += poisoned(batch)
             total_weight += len(batch.x) if batch.weight is None else float(batch.weight.double().sum())
         self.mean_weight = total_weight / len(self.train)
         self.state = self._fresh_state()
@@ -88,12 +90,14 @@ class Session:
         self._started = time.monotonic()
 
     def _on_device(self, batch: Batch) -> Batch:
+        if self.runtime.device.type == "cuda" and batch.x.device.type == "cpu":
+            batch = pinned(batch)
         return self.runtime.to(batch, self.dtype)
 
     def begin(self) -> None:
         """Start from the data: initial values, optimiser, average, first snapshot."""
         rows = self.train.rows(None if self.closed_form else INITIAL_ROWS)
-        batch = _sound_rows(self.runtime.to(rows, self.dtype))
+        batch = sound_rows(self._on_device(rows))
         if len(batch.x) == 0:
             raise DataError("data: no row is finite, at least one was expected; check the table.")
         with torch.no_grad():
@@ -108,6 +112,8 @@ class Session:
         checkpoint = run.load("latest")
         if not checkpoint.train:
             raise CheckpointError(f"{run.path}: a saved model without training state; resume the run it came from.")
+        if not self.closed_form and "optimizer.mean" not in checkpoint.train:
+            raise CheckpointError(f"{run.path}: began with an earlier version of the library; start a new run.")
         self._check_same_run(checkpoint.state)
         run.rewind(checkpoint.step)
         progress = Progress(**checkpoint.state["progress"])
@@ -143,36 +149,57 @@ class Session:
 
     def step(self, batch: Batch) -> None:
         """Take one optimiser step, unless the guard says otherwise."""
-        progress, optimizer = self.state.progress, self.optimizer
-        batch = self.runtime.to(batch, self.dtype)
-        lr = self._learning_rate(progress.step)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        for parameter in self.parameters:  # a third of the cost of optimizer.zero_grad
-            parameter.grad = None
-        with self.runtime.autocast():
-            losses = self.objective(self.model, batch, self.generator)
-        loss = _weighted_mean(losses.to(self.dtype), batch.weight, self.mean_weight)
-        self.runtime.backward(loss)
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        progress, optimizer = self.state.progress, self.state.optimizer
+        assert optimizer is not None
+        batch = self._on_device(batch)
+        rate = self._learning_rate(progress.step)
+        loss = self._backward(batch)
+        gradient = optimizer.weights.gradient()
+        norm = torch.linalg.vector_norm(gradient)
         # The only wait for the device in a step: both numbers at once.
-        loss_value, norm_value = torch.stack((loss.detach(), norm.to(loss.dtype))).tolist()
+        loss_value, norm_value = torch.stack((loss, norm.to(loss.dtype))).tolist()
         verdict = self.state.guard.judge(loss_value, norm_value)
         if verdict is Verdict.GOOD:
             clip = self.config.clip_norm
             if clip is not None and norm_value > clip:
-                torch._foreach_mul_(gradients, clip / norm_value)
-            optimizer.step()
+                gradient.mul_(clip / norm_value)
+            optimizer.step(gradient, rate)
             if self.state.ema is not None:
                 self.state.ema.update()
             progress.loss_sum += loss_value
             progress.loss_count += 1
         else:
-            self._answer(verdict, loss_value, norm_value, _poisoned(batch))
+            self._answer(verdict, loss_value, norm_value, poisoned(batch))
         progress.step += 1
         if self.bar is not None:
-            self.bar.advance(progress.step, len(batch.x), loss_value, lr)
+            self.bar.advance(progress.step, len(batch.x), loss_value, rate)
+
+    def _backward(self, batch: Batch) -> Tensor:
+        """Gather the gradient of the mean loss of a batch, slice by slice, and return that loss."""
+        losses_of_parts = []
+        for part in slices(batch, self.config.batch_size // self.config.accumulate):
+            with self.runtime.autocast():
+                losses = self._losses(part)
+            loss = weighted_mean(losses.to(self.dtype), part.weight, self.mean_weight)
+            if len(part.x) < len(batch.x):
+                loss = loss * (len(part.x) / len(batch.x))
+            self.runtime.backward(loss)
+            losses_of_parts.append(loss.detach())
+        return losses_of_parts[0] if len(losses_of_parts) == 1 else torch.stack(losses_of_parts).sum()
+
+    def _losses(self, part: Batch) -> Tensor:
+        if self.compiled is None or len(part.x) != self.config.batch_size // self.config.accumulate:
+            return self.objective(self.model, part, self.generator)
+        try:
+            return self.objective(self.compiled, part, self.generator)
+        except RuntimeError as error:
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            reason = " ".join(str(error).split())[:200]
+            raise OptionError(
+                f"compile: torch.compile cannot compile this model here ({reason}); install a C++ compiler or "
+                "switch compile off."
+            ) from error
 
     def validate(self) -> bool:
         """Score the weights for use, write the record down, and say whether they are the best so far."""
@@ -253,18 +280,14 @@ class Session:
         """Leave the model with its best weights, in eval mode, without gradients."""
         self.model.load_state_dict(self.state.weights() if self.best_weights is None else self.best_weights)
         self.model.zero_grad(set_to_none=True)
+        self.state.release()
         self.model.eval()
 
     def _fresh_state(self) -> TrainState:
         if self.closed_form:
             return TrainState(self.model, None, None)
-        rate, decay = self.config.learning_rate, self.config.weight_decay
-        try:
-            self.optimizer = torch.optim.AdamW(self.parameters, lr=rate, weight_decay=decay, fused=True)
-        except RuntimeError:  # a device without the fused kernel
-            self.optimizer = torch.optim.AdamW(self.parameters, lr=rate, weight_decay=decay)
-        ema = None if self.config.ema_decay is None else EMA(self.parameters, self.config.ema_decay)
-        return TrainState(self.model, self.optimizer, ema)
+        config = self.config
+        return TrainState.fresh(self.model, weight_decay=config.weight_decay, ema_decay=config.ema_decay)
 
     def _learning_rate(self, step: int) -> float:
         config = self.config
@@ -283,7 +306,7 @@ class Session:
         self.model.eval()
         with torch.no_grad(), averaged:
             for rows in data.ordered_batches(max(self.config.batch_size, VALIDATION_ROWS)):
-                batch = _sound_rows(self.runtime.to(rows, self.dtype))
+                batch = sound_rows(self._on_device(rows))
                 with self.runtime.autocast():
                     losses = self.objective(self.model, batch, generator).double()
                 weight = torch.ones_like(losses) if batch.weight is None else batch.weight.double()
@@ -334,27 +357,5 @@ class Session:
             )
 
 
-def _weighted_mean(losses: Tensor, weight: Tensor | None, mean_weight: float) -> Tensor:
-    """Mean of weight / mean weight of all rows times loss: dividing by the batch's own weight would bias the sum."""
-    if weight is None:
-        return losses.mean()
-    # A row without weight does not count even where its loss is infinite.
-    counted = torch.where(weight > 0, losses, 0.0)
-    return (weight / mean_weight * counted).mean()
-
-
-def _finite_rows(batch: Batch) -> Tensor:
-    finite = torch.isfinite(batch.x).all(dim=-1)
-    return finite if batch.context is None else finite & torch.isfinite(batch.context).all(dim=-1)
-
-
-def _poisoned(batch: Batch) -> int:
-    return int((~_finite_rows(batch)).sum())
-
-
-def _sound_rows(batch: Batch) -> Batch:
-    """Leave out rows that are not finite: they would spoil starting values and scores for all the others."""
-    finite = _finite_rows(batch)
-    if bool(finite.all()):
-        return batch
-    return Batch._make(None if part is None else part[finite] for part in batch)
+def _near(data: Dataset | None, device: torch.device) -> Any:
+    return data.near(device) if isinstance(data, Table) else data

@@ -12,6 +12,7 @@ from torch import Tensor
 from rosenblatt.core.density import Density
 from rosenblatt.train.ema import EMA
 from rosenblatt.train.guard import Guard
+from rosenblatt.train.weights import AdamW, FlatWeights
 
 
 @dataclass
@@ -47,35 +48,41 @@ class Progress:
 
 
 class TrainState:
-    """Weights, optimiser, average and random streams of a run, packed and unpacked as one.
+    """Weights, optimiser and average of a run, packed and unpacked as one; none of the last two for a closed form.
 
-    Holds what `pack` needs: `model` weights for use are the averaged ones where there is an average.
+    The weights for use are the averaged ones where there is an average.
     """
 
-    def __init__(self, model: Density, optimizer: torch.optim.Optimizer | None, ema: EMA | None) -> None:
+    def __init__(self, model: Density, optimizer: AdamW | None, ema: EMA | None) -> None:
         self.model = model
         self.optimizer = optimizer
         self.ema = ema
         self.guard = Guard()
         self.progress = Progress()
 
+    @classmethod
+    def fresh(cls, model: Density, *, weight_decay: float, ema_decay: float | None) -> TrainState:
+        """The state of a model that no step was taken on, whose trained weights become one vector."""
+        weights = FlatWeights([p for p in model.parameters() if p.requires_grad])
+        return cls(model, AdamW(weights, weight_decay), None if ema_decay is None else EMA(weights, ema_decay))
+
     def weights(self) -> dict[str, Tensor]:
         """Copy the weights for use: averaged parameters, present buffers."""
         chosen = {}
         if self.ema is not None:
-            pairs = zip(self.ema.parameters, self.ema.average, strict=True)
+            flat = self.ema.weights
+            pairs = zip(flat.parameters, flat.parts(self.ema.average), strict=True)
             chosen = {id(parameter): average for parameter, average in pairs}
         state = self.model.state_dict(keep_vars=True)
         return {name: chosen.get(id(tensor), tensor).detach().clone() for name, tensor in state.items()}
 
     def working(self) -> dict[str, Tensor]:
         """Copy what the next step needs besides random streams: raw weights and the optimiser's memory."""
-        tensors = {f"weight.{name}": t.detach().clone() for name, t in self.model.state_dict().items()}
-        stored = {} if self.optimizer is None else self.optimizer.state_dict()["state"]
-        for index, memory in stored.items():
-            for key, value in memory.items():
-                tensors[f"optimizer.{index}.{key}"] = value.detach().clone()
-        return tensors
+        memory = {} if self.optimizer is None else self.optimizer.memory
+        return {
+            **{f"weight.{name}": tensor.detach().clone() for name, tensor in self.model.state_dict().items()},
+            **{f"optimizer.{name}": tensor.clone() for name, tensor in memory.items()},
+        }
 
     @property
     def ema_updates(self) -> int:
@@ -90,20 +97,20 @@ class TrainState:
         """Take up what `weights` and `working` returned."""
         if self.ema is not None:
             self.model.load_state_dict(dict(weights))
-            with torch.no_grad():
-                torch._foreach_copy_(self.ema.average, [p.detach() for p in self.ema.parameters])
+            self.ema.average.copy_(self.ema.weights.vector)
             self.ema.updates = ema_updates
-        raw = {name.removeprefix("weight."): t for name, t in working.items() if name.startswith("weight.")}
-        self.model.load_state_dict(raw)
-        if self.optimizer is None:
-            return
-        memory: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in working.items():
-            if name.startswith("optimizer."):
-                _, index, key = name.split(".", 2)
-                memory.setdefault(int(index), {})[key] = tensor.clone()
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": memory, "param_groups": groups})
+        self.model.load_state_dict(_of("weight.", working))
+        if self.optimizer is not None:
+            self.optimizer.restore(_of("optimizer.", working))
+
+    def release(self) -> None:
+        """Give the model's parameters memory of their own, as before training."""
+        if self.optimizer is not None:
+            self.optimizer.weights.release()
+
+
+def _of(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def random_streams(device: torch.device, generator: torch.Generator) -> dict[str, Tensor]:

@@ -1,0 +1,37 @@
+"""`python -m benchmarks NAME [...]`: run one of the measurements of this folder."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import runpy
+import sys
+
+# Modules with their own `main(arguments)` are called; the others are run as `python -m benchmarks.NAME` would.
+BENCHMARKS = {
+    "speed": "training, scoring and sampling against zuko, nflows, normflows and flowjax",
+    "power": "train on POWER: `power CONFIG.toml`",
+    "roundtrip": "round trips of trained flows where the data ends",
+    "sampling": "cost of a NITS sample against a NITS density, at the published sizes",
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Dispatch to the benchmark named first; argparse leaves with exit code 2 when there is none of that name."""
+    listing = "\n".join(f"  {name:10} {what}" for name, what in BENCHMARKS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=f"Measurements of rosenblatt:\n{listing}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", choices=list(BENCHMARKS), help="which measurement to run")
+    chosen = parser.parse_args(arguments[:1])
+    if chosen.name == "speed":
+        return int(importlib.import_module("benchmarks.speed.command").main(arguments[1:]))
+    sys.argv = [f"benchmarks.{chosen.name}", *arguments[1:]]
+    runpy.run_module(f"benchmarks.{chosen.name}", run_name="__main__")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Speed of the models beside other libraries: `python -m benchmarks speed`, see docs/speed.md."""
