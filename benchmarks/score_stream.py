@@ -10,6 +10,7 @@ The model is the default one, fitted to the bundled set for a minute (--fit-seco
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -128,9 +129,10 @@ def cpu_seconds() -> float:
 
 
 class Watch:
-    """Looks at a process and its descendants ten times a second: their memory at the peak, in bytes, and the workers.
+    """Looks at a process and its descendants: their memory at the peak, in bytes, and the number of workers.
 
-    `resident` counts pages that processes share (the libraries) once for each, `proportional` once in all.
+    `resident` counts pages that processes share (the libraries) once for each and is looked at ten times a second,
+    `proportional` counts them once in all; that is costly to ask, so only every other second.
     """
 
     def __init__(self, pid: int) -> None:
@@ -146,34 +148,44 @@ class Watch:
         self._thread.join()
 
     def _look(self) -> None:
-        while not self._over.wait(0.1):
-            tree = self._tree(self._pid)
-            memory = [self._memory(pid) for pid in tree]
-            self.workers = max(self.workers, sum(self._works(pid) for pid in tree))
-            self.resident = max(self.resident, sum(resident for resident, _ in memory))
-            self.proportional = max(self.proportional, sum(proportional for _, proportional in memory))
+        for number in itertools.count():
+            if self._over.wait(0.1):
+                return
+            tree = descent(self._pid)
+            self.resident = max(self.resident, sum(map(resident_bytes, tree)))
+            if number % 20 == 19:
+                self.proportional = max(self.proportional, sum(map(proportional_bytes, tree)))
+                self.workers = max(self.workers, sum("multiprocessing.spawn" in read(pid, "cmdline") for pid in tree))
 
-    def _tree(self, pid: int) -> list[int]:
-        try:
-            tasks = [task / "children" for task in Path(f"/proc/{pid}/task").iterdir()]
-            children = [int(word) for task in tasks for word in task.read_text().split()]
-        except OSError:
-            return []
-        return [pid, *(below for child in children for below in self._tree(child))]
 
-    def _works(self, pid: int) -> bool:
-        try:
-            return "multiprocessing.spawn" in Path(f"/proc/{pid}/cmdline").read_text()
-        except OSError:
-            return False
+def read(pid: int, name: str) -> str:
+    """A file that the system keeps about a process; empty when the process has gone."""
+    try:
+        return Path(f"/proc/{pid}/{name}").read_text()
+    except OSError:
+        return ""
 
-    def _memory(self, pid: int) -> tuple[int, int]:
-        try:
-            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        except OSError:
-            return 0, 0
-        found = {line.split(":")[0]: line.split()[1] for line in lines[1:]}
-        return 1024 * int(found.get("Rss", 0)), 1024 * int(found.get("Pss", 0))
+
+def descent(pid: int) -> list[int]:
+    """A process and all below it."""
+    try:
+        tasks = [task.name for task in Path(f"/proc/{pid}/task").iterdir()]
+    except OSError:
+        return []
+    children = [int(word) for task in tasks for word in read(pid, f"task/{task}/children").split()]
+    return [pid, *(below for child in children for below in descent(child))]
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory of a process, shared pages included."""
+    words = read(pid, "statm").split()
+    return int(words[1]) * resource.getpagesize() if words else 0
+
+
+def proportional_bytes(pid: int) -> int:
+    """Memory of a process, with its share of the pages that it shares."""
+    lines = [line.split() for line in read(pid, "smaps_rollup").splitlines() if line.startswith("Pss:")]
+    return 1024 * int(lines[0][1]) if lines else 0
 
 
 def processor() -> str:

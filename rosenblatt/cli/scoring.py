@@ -23,7 +23,7 @@ from rosenblatt.train import RunFolder
 from rosenblatt.train.runtime import seeded_generator
 
 CHUNK_ROWS = 32_768  # fixed, since the noise of spread rows depends on it
-NUMBERS_AT_ONCE = 8192  # rows times columns computed together: what a network makes of them stays in the cache
+NUMBERS_AT_ONCE = 6144  # rows times columns computed together: larger intermediates leave the cache
 
 
 @dataclass(frozen=True)

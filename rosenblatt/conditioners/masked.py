@@ -16,14 +16,14 @@ from rosenblatt.conditioners.base import ColumnWalk, Conditioner, Walk
 from rosenblatt.conditioners.heads import Head
 from rosenblatt.conditioners.masked_pass import Plan
 from rosenblatt.conditioners.masked_walk import MaskedColumnWalk, MaskedWalk
-from rosenblatt.conditioners.staircase import MaskedLinear
+from rosenblatt.conditioners.staircase import REACH_STEP, MaskedLinear
 from rosenblatt.core.eager import runs_eagerly
 from rosenblatt.core.errors import OptionError
 from rosenblatt.nets import ACTIVATIONS, INPUT_LIMIT, activated
 
 # Parameters per row emitted at once. Where a coordinate takes many, a part is used while it is still in the cache;
 # where it takes few, a longer part saves calls.
-WIDE_PART, NARROW_PART = 1024, 4096
+WIDE_PART, NARROW_PART = 2560, 4096
 
 
 class Masked(Conditioner):
@@ -142,7 +142,12 @@ def _degrees(features: int, hidden: int, lowest: int) -> Tensor:
     """Ascending degrees of the hidden units; degree 0 sees the context alone, so that the first coordinate can too."""
     span = max(1, features - lowest)
     if hidden >= span:
-        return (torch.arange(hidden) % span + lowest).sort().values
+        tile = REACH_STEP if hidden >= span * REACH_STEP else 1  # blocks on tiles where they are large enough
+        counts = [hidden // span // tile * tile] * span
+        for number in range((hidden - sum(counts)) // tile):
+            counts[number] += tile
+        counts[-1] += hidden - sum(counts)
+        return torch.arange(lowest, lowest + span).repeat_interleave(torch.tensor(counts))
     # Spread, so that the last degree is there and no coordinate goes unseen.
     return torch.linspace(features - 1, lowest, hidden, dtype=torch.float64).round().long().flip(0)
 

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from rosenblatt.conditioners.staircase import (
     REACH_STEP,
-    Group,
+    Groups,
     MaskedLinear,
     input_gradient,
     outputs,
     weight_gradient,
+    without_masked,
 )
 
 
@@ -26,44 +27,45 @@ class Plan(NamedTuple):
     """A masked network: its layers from first to last, the parts its output comes in, and how it is wired."""
 
     layers: Sequence[MaskedLinear]
-    parts: Sequence[Sequence[Group]]
+    parts: Sequence[Groups]
     residual: bool
     dropout: float  # in force now: 0 in eval mode
 
     def run(self, x: Tensor, shift: Tensor | None) -> Iterable[Tensor]:
         """Outputs (batch, rows) of each part from `x` (batch, inputs); `shift` (batch, hidden) joins the first."""
-        weights = [tensor for layer in self.layers for tensor in (layer.weight, layer.bias)]
-        tensors = [x, *weights] if shift is None else [x, shift, *weights]
+        parameters = [tensor for layer in self.layers for tensor in (layer.weight, layer.bias)]
+        tensors = [x, *parameters] if shift is None else [x, shift, *parameters]
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-            return _Pass.apply(self, x, shift, *weights)  # type: ignore[no-any-return, no-untyped-call]
-        hidden, _ = self._last_hidden(x, shift)
-        return self._outputs(hidden)  # one part after the other, each used while it is in the cache
+            return _Pass.apply(self, x, shift, *parameters)  # type: ignore[no-any-return, no-untyped-call]
+        visible = without_masked(self.layers, parameters[::2])
+        hidden, _ = self._last_hidden(x, shift, visible)
+        return self._outputs(hidden, visible[-1])  # one part after the other, each used while it is in the cache
 
-    def _outputs(self, hidden: Tensor) -> Iterator[Tensor]:
+    def _outputs(self, hidden: Tensor, visible: Tensor) -> Iterator[Tensor]:
         last = self.layers[-1]
-        visible = last.visible(last.weight)
         for part in self.parts:
             yield outputs(hidden, visible, last.bias, last.groups_for(len(hidden), part))
 
-    def _last_hidden(self, x: Tensor, shift: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+    def _last_hidden(self, x: Tensor, shift: Tensor | None, visible: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """The activated units that the last layer sees, and those that every layer between sees."""
-        hidden = self._through(self.layers[0], x)
+        hidden = self._through(0, x, visible)
         if shift is not None:
             hidden += shift
         fed: list[Tensor] = []
         if not self.residual:
-            for layer in self.layers[1:-1]:
+            for number in range(1, len(self.layers) - 1):
                 fed.append(self._dropped(hidden.relu_()))
-                hidden = self._through(layer, fed[-1])
+                hidden = self._through(number, fed[-1], visible)
             return hidden.relu_(), fed
-        for before, after in zip(self.layers[1:-1:2], self.layers[2:-1:2], strict=True):
+        for number in range(1, len(self.layers) - 1, 2):
             fed.append(torch.relu(hidden))
-            fed.append(self._dropped(self._through(before, fed[-1]).relu_()))
-            hidden += self._through(after, fed[-1])
+            fed.append(self._dropped(self._through(number, fed[-1], visible).relu_()))
+            hidden += self._through(number + 1, fed[-1], visible)
         return hidden.relu_(), fed
 
-    def _through(self, layer: MaskedLinear, x: Tensor) -> Tensor:
-        return outputs(x, layer.visible(layer.weight), layer.bias, layer.groups_for(len(x), layer.groups))
+    def _through(self, number: int, x: Tensor, visible: Sequence[Tensor]) -> Tensor:
+        layer = self.layers[number]
+        return outputs(x, visible[number], layer.bias, layer.groups_for(len(x), layer.groups))
 
     def _dropped(self, x: Tensor) -> Tensor:
         """Dropout in place."""
@@ -80,20 +82,22 @@ class Plan(NamedTuple):
 
 class _Pass(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, plan: Plan, x: Tensor, shift: Tensor | None, *weights: Tensor) -> tuple[Tensor, ...]:
-        hidden, fed = plan._last_hidden(x, shift)
+    def forward(ctx: Any, plan: Plan, x: Tensor, shift: Tensor | None, *parameters: Tensor) -> tuple[Tensor, ...]:
+        visible = without_masked(plan.layers, parameters[::2])
+        hidden, fed = plan._last_hidden(x, shift, visible)
         ctx.plan = plan
-        ctx.save_for_backward(x, shift, hidden, *fed, *weights)
-        return tuple(plan._outputs(hidden))
+        ctx.save_for_backward(x, shift, hidden, *fed, *visible, *parameters)
+        return tuple(plan._outputs(hidden, visible[-1]))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         plan: Plan = ctx.plan
         x, shift, hidden, *saved = ctx.saved_tensors
-        fed, weights = saved[: len(plan.layers) - 2], saved[len(plan.layers) - 2 :]
+        layers = len(plan.layers)
+        fed, visible, parameters = saved[: layers - 2], saved[layers - 2 : 2 * layers - 2], saved[2 * layers - 2 :]
         if torch.is_grad_enabled():
-            return None, *_differentiable_gradients(ctx, (x, shift, *weights), [hidden, *fed], grads)
-        back = _Backward(plan, x, ctx.needs_input_grad[1], weights)
+            return None, *_differentiable_gradients(ctx, (x, shift, *parameters), [hidden, *fed], grads)
+        back = _Backward(plan, x, ctx.needs_input_grad[1], visible)
         grad = back.last(hidden, grads)
         if plan.residual:
             _rectify(grad, hidden)
@@ -107,7 +111,7 @@ class _Pass(torch.autograd.Function):
             for number in range(len(plan.layers) - 2, 0, -1):
                 grad = back.layer(number, grad, fed[number - 1])
                 _rectify(grad, fed[number - 1], plan.scales()[number - 1])
-        return None, back.first(grad), grad if ctx.needs_input_grad[2] else None, *back.gradients
+        return None, back.first(grad), grad if ctx.needs_input_grad[2] else None, *back.finished()
 
 
 def _rectify(grad: Tensor, activated: Tensor, scale: float = 1.0) -> Tensor:
@@ -119,57 +123,57 @@ def _rectify(grad: Tensor, activated: Tensor, scale: float = 1.0) -> Tensor:
 class _Backward:
     """The gradients of each layer's weights, filled in from the last layer to the first."""
 
-    def __init__(self, plan: Plan, x: Tensor, wants_x: bool, weights: Sequence[Tensor]) -> None:
+    def __init__(self, plan: Plan, x: Tensor, wants_x: bool, visible: Sequence[Tensor]) -> None:
         self.plan, self.x, self.wants_x = plan, x, wants_x
-        # The weights of the forward pass, which the modules may no longer hold.
-        self.weights = weights[::2]
-        self.gradients: list[Tensor | None] = [None] * len(weights)
+        self.visible = visible  # of the forward pass, which the modules may no longer hold
+        self.weights = [
+            torch.empty_like(weight) if layer.exact else torch.zeros_like(weight)
+            for layer, weight in zip(plan.layers, visible, strict=True)
+        ]
+        self.biases: list[Tensor | None] = [None] * len(visible)
+
+    def finished(self) -> list[Tensor | None]:
+        """Gradients of the weight and the bias of each layer in turn."""
+        masked = without_masked(self.plan.layers, self.weights)
+        return [gradient for pair in zip(masked, self.biases, strict=True) for gradient in pair]
 
     def last(self, hidden: Tensor, grads: Sequence[Tensor]) -> Tensor:
         """From the gradients of the parts to that in the units the last layer sees."""
-        layer, number = self.plan.layers[-1], len(self.plan.layers) - 1
-        visible, result = self._visible(number), torch.empty_like(hidden)
-        weight = torch.empty_like(layer.weight)
+        layer, result = self.plan.layers[-1], torch.empty_like(hidden)
         for place, (part, grad) in enumerate(zip(reversed(self.plan.parts), reversed(grads), strict=True)):
             groups = layer.groups_for(len(hidden), part)
-            input_gradient(grad, visible, groups, result, fresh=place == 0)
-            weight_gradient(grad, hidden, groups, weight)
-        self._keep(number, weight, torch.cat([grad.sum(dim=0) for grad in grads]))
+            input_gradient(grad, self.visible[-1], groups, result, fresh=place == 0)
+            weight_gradient(grad, hidden, groups, self.weights[-1], blank=not layer.exact)
+        sums = [grad.sum(dim=0) for grad in grads]
+        self.biases[-1] = sums[0] if len(sums) == 1 else torch.cat(sums)
         return result
 
     def layer(self, number: int, grad: Tensor, fed: Tensor) -> Tensor:
         """From the gradient in a layer's outputs to that in the units it sees."""
-        layer = self.plan.layers[number]
-        groups = layer.groups_for(len(fed), layer.groups)
-        self._weights(number, grad, fed, groups)
+        groups = self._own(number, grad, fed)
         result = torch.empty_like(fed)
-        input_gradient(grad, self._visible(number), groups, result, fresh=True)
+        input_gradient(grad, self.visible[number], groups, result, fresh=True)
         return result
 
     def first(self, grad: Tensor) -> Tensor | None:
         """From the gradient in the first hidden units to that in the inputs."""
-        layer = self.plan.layers[0]
-        self._weights(0, grad, self.x, layer.groups_for(len(grad), layer.groups))
+        self._own(0, grad, self.x)
         if not self.wants_x:
             return None
-        visible = self.weights[0] * layer.mask
+        layer, visible = self.plan.layers[0], self.visible[0]
+        if layer.exact:  # then nothing has been masked, and this product is not cut into groups
+            visible = visible * layer.mask
         if self.x.shape[1] % REACH_STEP:  # the turned product is faster for few or odd columns
             return torch.mm(visible.t(), grad.t()).t()
         return torch.mm(grad, visible)
 
-    def _visible(self, number: int) -> Tensor:
-        return self.plan.layers[number].visible(self.weights[number])
-
-    def _weights(self, number: int, grad: Tensor, fed: Tensor, groups: Sequence[Group]) -> None:
-        weight = torch.empty_like(self.plan.layers[number].weight)
-        weight_gradient(grad, fed, groups, weight)
-        self._keep(number, weight, grad.sum(dim=0))
-
-    def _keep(self, number: int, weight: Tensor, bias: Tensor) -> None:
+    def _own(self, number: int, grad: Tensor, fed: Tensor) -> Groups:
+        """Fill in the gradients of a layer's own numbers; return the groups it is cut into."""
         layer = self.plan.layers[number]
-        if not layer.exact:
-            weight.mul_(layer.mask)
-        self.gradients[2 * number], self.gradients[2 * number + 1] = weight, bias
+        groups = layer.groups_for(len(fed), layer.groups)
+        weight_gradient(grad, fed, groups, self.weights[number], blank=not layer.exact)
+        self.biases[number] = grad.sum(dim=0)
+        return groups
 
 
 def _differentiable_gradients(

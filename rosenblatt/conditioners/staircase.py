@@ -7,6 +7,7 @@ rows are cut into groups, and each group multiplies only the inputs that its las
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -16,10 +17,14 @@ from torch.nn.functional import linear
 
 # Matrix libraries reach their full rate on blocks whose edges fall on multiples of their tiles: measured on AVX2, a
 # product 64 columns wide is as fast per weight as a whole one, one of 86 columns takes half as long again.
-GROUP_ROWS = 64
+GROUP_ROWS = 64  # at least so many rows in a group
+GROUP_INPUTS = 32  # one more group for so many inputs: more would save too little
+LEAST_EXACT = 48  # rows per step on average, and inputs, from which groups follow the steps and need no mask
 REACH_STEP = 16
 # Multiply-adds of a product that one thread of a CPU, or a GPU, should not cut any further.
-SMALLEST_PRODUCT = {"cpu": 1 << 24, "cuda": 1 << 32}
+SMALLEST_PRODUCT = {"cpu": 1 << 20, "cuda": 1 << 32}
+
+Groups = tuple["Group", ...]
 
 
 class Group(NamedTuple):
@@ -68,7 +73,7 @@ class MaskedLinear(nn.Module):
         reach = self.reach[start]
         return linear(x[..., :reach], self.weight[start:stop, :reach], self.bias[start:stop])
 
-    def parts(self, params: int, numbers: int) -> list[list[Group]]:
+    def parts(self, params: int, numbers: int) -> list[Groups]:
         """Groups in runs of about `numbers` rows, each a whole number of times `params` rows."""
         rows, step = len(self.reach), params * max(1, round(numbers / params))
         if not self.exact:
@@ -79,73 +84,90 @@ class MaskedLinear(nn.Module):
             if runs[-1] and group.stop - runs[-1][0].start > step:
                 runs.append([])
             runs[-1].append(group)
-        return runs
+        return [tuple(run) for run in runs]
 
-    def visible(self, weight: Tensor) -> Tensor:
-        """`weight` without what is behind the mask, unless no group meets that."""
-        return weight if self.exact else weight * self.mask
-
-    def groups_for(self, batch: int, groups: Sequence[Group]) -> Sequence[Group]:
+    def groups_for(self, batch: int, groups: Groups) -> Groups:
         """Neighbouring `groups` joined until each product of `batch` rows is worth a call of its own."""
         if self.exact or len(groups) == 1:
             return groups
         device = self.weight.device.type
         least = SMALLEST_PRODUCT.get(device, 0) * (torch.get_num_threads() if device == "cpu" else 1)
-        merged: list[Group] = []
-        for group in reversed(groups):  # from the widest, so that small ones end up together
-            if merged and batch * (merged[-1].stop - merged[-1].start) * merged[-1].reach < least:
-                last = merged.pop()
-                group = Group(group.start, last.stop, last.reach)  # noqa: PLW2901
-            merged.append(group)
-        return merged[::-1]
+        return _joined(groups, least // max(batch, 1))
 
 
-def outputs(x: Tensor, visible: Tensor, bias: Tensor, groups: Sequence[Group]) -> Tensor:
+def without_masked(layers: Sequence[MaskedLinear], weights: Sequence[Tensor]) -> list[Tensor]:
+    """`weights` of several layers without what is behind the masks, where a group meets that at all."""
+    met = [number for number, layer in enumerate(layers) if not layer.exact]
+    visible = list(weights)
+    if met:
+        masked = torch._foreach_mul([weights[number] for number in met], [layers[number].mask for number in met])
+        for number, weight in zip(met, masked, strict=True):
+            visible[number] = weight
+    return visible
+
+
+def outputs(x: Tensor, visible: Tensor, bias: Tensor, groups: Groups) -> Tensor:
     """Outputs (batch, rows) of neighbouring groups, written side by side."""
-    first = groups[0].start
-    result = x.new_empty(len(x), groups[-1].stop - first)
+    first, last = groups[0].start, groups[-1].stop
+    result = x.new_empty(len(x), last - first).copy_(bias[first:last])  # at once: in pieces a copy is slow
     for start, stop, reach in groups:
-        out = result[:, start - first : stop - first]
-        torch.mm(x[:, :reach], visible[start:stop, :reach].t(), out=out)
-    return result.add_(bias[first : groups[-1].stop])
+        weight = visible[start:stop].narrow(1, 0, reach)
+        result.narrow(1, start - first, stop - start).addmm_(x.narrow(1, 0, reach), weight.t())
+    return result
 
 
-def input_gradient(grad: Tensor, visible: Tensor, groups: Sequence[Group], out: Tensor, *, fresh: bool) -> None:
+def input_gradient(grad: Tensor, visible: Tensor, groups: Groups, out: Tensor, *, fresh: bool) -> None:
     """Add to `out` (batch, inputs), or write to it if `fresh`, the gradient in the inputs of `outputs`."""
     first = groups[0].start
     for start, stop, reach in reversed(groups):  # the last group reaches farthest
-        part, weight = grad[:, start - first : stop - first], visible[start:stop, :reach]
+        part, weight = grad.narrow(1, start - first, stop - start), visible[start:stop].narrow(1, 0, reach)
         if fresh:
-            torch.mm(part, weight, out=out[:, :reach])
-            out[:, reach:].zero_()
+            torch.mm(part, weight, out=out.narrow(1, 0, reach))
+            if reach < out.shape[1]:
+                out[:, reach:].zero_()
             fresh = False
         else:
-            out[:, :reach].addmm_(part, weight)
+            out.narrow(1, 0, reach).addmm_(part, weight)
 
 
-def weight_gradient(grad: Tensor, x: Tensor, groups: Sequence[Group], out: Tensor) -> None:
-    """Write the gradient in the weights of `outputs` into the rows of these groups."""
+def weight_gradient(grad: Tensor, x: Tensor, groups: Groups, out: Tensor, *, blank: bool) -> None:
+    """Write the gradient in the weights of `outputs` into the rows of these groups; `blank` rows are zero already."""
     first = groups[0].start
     for start, stop, reach in groups:
-        part = grad[:, start - first : stop - first]
+        if not blank and reach < out.shape[1]:
+            out[start:stop, reach:].zero_()
+        part, seen = grad.narrow(1, start - first, stop - start), x.narrow(1, 0, reach)
         if reach % REACH_STEP:  # few or odd columns: the turned product is up to five times as fast
-            out[start:stop, :reach] = torch.mm(x[:, :reach].t(), part).t()
+            out[start:stop, :reach] = torch.mm(seen.t(), part).t()
         else:
-            torch.mm(part.t(), x[:, :reach], out=out[start:stop, :reach])
-        out[start:stop, reach:].zero_()
+            torch.mm(part.t(), seen, out=out[start:stop].narrow(1, 0, reach))
 
 
-def _groups(reach: Sequence[int], inputs: int) -> list[Group]:
-    """Cut the rows where the reach changes if the steps are wide, else every `GROUP_ROWS`."""
+@lru_cache(maxsize=1024)
+def _joined(groups: Groups, least: int) -> Groups:
+    """Groups of at least `least` entries each, as far as there are so many."""
+    joined: list[Group] = []
+    for group in reversed(groups):  # from the widest, so that small ones end up together
+        if joined and (joined[-1].stop - joined[-1].start) * joined[-1].reach < least:
+            last = joined.pop()
+            group = Group(group.start, last.stop, last.reach)  # noqa: PLW2901
+        joined.append(group)
+    return tuple(reversed(joined))
+
+
+def _groups(reach: Sequence[int], inputs: int) -> Groups:
+    """Cut the rows where the reach changes if that makes large blocks, else evenly."""
     rows = len(reach)
     steps = [row for row in range(1, rows) if reach[row] != reach[row - 1]]
-    if rows >= GROUP_ROWS * (len(steps) + 1):
-        return [Group(start, stop, reach[start]) for start, stop in pairwise([0, *steps, rows])]
+    if rows >= LEAST_EXACT * (len(steps) + 1) and inputs >= LEAST_EXACT:
+        return tuple(Group(start, stop, reach[start]) for start, stop in pairwise([0, *steps, rows]))
     return _even_groups(reach, inputs, 0, rows)
 
 
-def _even_groups(reach: Sequence[int], inputs: int, first: int, last: int) -> list[Group]:
-    """Cut rows [first, last) every `GROUP_ROWS`, and let each group reach to a multiple of `REACH_STEP`."""
-    edges = [*range(first, last, GROUP_ROWS), last]
+def _even_groups(reach: Sequence[int], inputs: int, first: int, last: int) -> Groups:
+    """Cut rows [first, last) evenly, on tiles, and let each group reach to the end of a tile."""
+    count = max(1, min((last - first) // GROUP_ROWS, round(inputs / GROUP_INPUTS)))
+    step = max(1, round((last - first) / count / REACH_STEP)) * REACH_STEP
+    edges = [*range(first, first + count * step, step), last]
     reaches = [min(inputs, -(-reach[stop - 1] // REACH_STEP) * REACH_STEP) for stop in edges[1:]]
-    return [Group(start, stop, seen) for (start, stop), seen in zip(pairwise(edges), reaches, strict=True)]
+    return tuple(Group(start, stop, seen) for (start, stop), seen in zip(pairwise(edges), reaches, strict=True))

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from rosenblatt.core.allocator import keep_freed_memory
 from rosenblatt.core.eager import runs_eagerly
 from rosenblatt.core.errors import DataError, InverseError, OptionError
 from rosenblatt.core.transform import Compose, Inverse, Transform
@@ -106,6 +107,7 @@ class Flow(Density):
 
     def __init__(self, transform: Transform, base: Density, *, context: int = 0) -> None:
         super().__init__()
+        keep_freed_memory()
         self.transform = transform
         self.base = base
         self.features = base.features

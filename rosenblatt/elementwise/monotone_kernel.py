@@ -84,6 +84,11 @@ class Memory:
         return torch.as_strided(self.block, shape, strides, start)
 
 
+def even_step(length: int, most: int) -> int:
+    """Length of the fewest pieces of at most `most` that are nearly equal."""
+    return max(1, -(-length // max(1, -(-length // most))))
+
+
 def chunks(plan: Plan, x: Tensor, theta: Tensor, *, keep: bool = False) -> Iterator[tuple[Chunk, slice, slice]]:
     """Cut points (k, n) at `theta` (n, size) into pieces [rows, columns] that use the same memory in turn."""
     k, n = x.shape
@@ -91,7 +96,7 @@ def chunks(plan: Plan, x: Tensor, theta: Tensor, *, keep: bool = False) -> Itera
     if units_inside and theta.stride(1) != 1:
         theta = theta.contiguous()
     points = CPU_POINTS if x.device.type == "cpu" else GPU_POINTS
-    step = max(1, min(n, points // max(k, 1)))
+    step = even_step(n, max(1, points // max(k, 1)))
     memory = Memory(theta, step * (2 * plan.end + 24 * min(k, points) * plan.units), units_inside=units_inside)
     for start in range(0, n, step):
         memory.used = 0

@@ -9,28 +9,22 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import log_softmax, logsigmoid
 
 from rosenblatt.core.eager import runs_eagerly
-from rosenblatt.core.errors import OptionError
-from rosenblatt.core.logspace import log_matvec, log_one_minus_exp, soft_bound
+from rosenblatt.core.errors import InverseError, OptionError
+from rosenblatt.core.roots import attach_gradient, find_root
 from rosenblatt.core.types import REAL, Mapped, ParamSpec, Support
-from rosenblatt.elementwise.base import UnitElementwise
+from rosenblatt.elementwise.base import ROOT_TOLERANCE, UnitElementwise
 from rosenblatt.elementwise.fused import Fused, _aligned
 from rosenblatt.elementwise.monotone_gradient import gradients_at
+from rosenblatt.elementwise.monotone_inverse import solve, whole_lanes
 from rosenblatt.elementwise.monotone_kernel import SLOPE_BOUND, Plan, sums_at
+from rosenblatt.elementwise.monotone_logs import LogNet, computable
 
-
-class _Layer(NamedTuple):
-    """One decoded hidden layer: positive weights, their logs, and pre-activations at both ends."""
-
-    log_weight: Tensor  # (*b, out, in)
-    weight: Tensor  # (*b, out, in)
-    offset: Tensor  # (*b, out): at the first layer the locations b; later the pre-activation at the left end
+CAREFUL_STEPS = 3  # of Newton's method on the whole map, before a bracketed search
 
 
 class MonotoneNet(Fused, UnitElementwise):
@@ -117,6 +111,8 @@ class MonotoneNet(Fused, UnitElementwise):
 
     def forward(self, x: Tensor, theta: Tensor) -> Mapped:
         """Return logit F(x) and its log-derivative; outside the support +-inf and -inf."""
+        if theta.shape[-1] != self.spec.size:
+            self.spec.split(theta)  # says what is wrong
         taped = torch.is_grad_enabled() and (x.requires_grad or theta.requires_grad)
         if taped or not runs_eagerly():
             return super().forward(x, theta)
@@ -126,22 +122,18 @@ class MonotoneNet(Fused, UnitElementwise):
 
     def evaluate(self, x: Tensor, theta: Tensor) -> Mapped:
         """Map by logarithms throughout, wherever x is."""
-        low, high = self._computable(x.dtype)
-        inside = x.clamp(low, high)
-        layers, log_mixture = self._decode(theta)
-        logs = self._log_differences(layers, log_mixture, inside.unsqueeze(-1), tangent=True)
+        inside = x.clamp(*computable(self.domain, x.dtype))
+        logs = LogNet.decode(self.plan, theta).differences(inside.unsqueeze(-1), tangent=True)
         below, above, slope = logs.unbind(dim=-1)
-        log_det = slope + torch.logaddexp(below, above) - below - above
-        return self._outside(x, below - above, log_det)
+        return self._outside(x, below - above, slope + torch.logaddexp(below, above) - below - above)
 
     def evaluate_keeping(self, x: Tensor, theta: Tensor) -> tuple[Mapped, tuple[Tensor, ...]]:
         """Map by plain sums, and by logarithms the few points where a sum is too small for that; keep the sums."""
         x, theta = _promoted(x, theta)
-        inside = x.clamp(*self._computable(x.dtype))
+        inside = x.clamp(*computable(self.domain, x.dtype))
         sums = sums_at(self.plan, inside, theta)
-        below, above, slope = sums
-        log_below, log_above = below.log(), above.log()
-        log_det = slope.log().add_((below + above).log_()).sub_(log_below).sub_(log_above)
+        log_below, log_above, log_slope = sums.log()
+        log_det = log_slope.add_((sums[0] + sums[1]).log_()).sub_(log_below).sub_(log_above)
         value = log_below.sub_(log_above)
         rows, columns = _places(self._faint(sums))
         if len(rows):
@@ -151,13 +143,14 @@ class MonotoneNet(Fused, UnitElementwise):
     def pull_back(
         self, x: Tensor, theta: Tensor, kept: tuple[Tensor, ...], grad_value: Tensor, grad_log_det: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Go back through the sums, recomputed, and through the logarithms where those were used."""
+        """Go back through the sums, and through the logarithms where those were used."""
         x, theta = _promoted(x, theta)
-        low, high = self._computable(x.dtype)
+        low, high = computable(self.domain, x.dtype)
         inside, faint = x.clamp(low, high), self._faint(kept[0])
-        beyond = (x < self.domain.lower) | (x > self.domain.upper)
-        grads = [torch.where(beyond, 0.0, grad) for grad in (grad_value, grad_log_det)]
-        plain_value, plain_log_det = (torch.where(faint, 0.0, grad) for grad in grads)
+        if self.domain.bounded:
+            beyond = (x < self.domain.lower) | (x > self.domain.upper)
+            grad_value, grad_log_det = (torch.where(beyond, 0.0, grad) for grad in (grad_value, grad_log_det))
+        plain_value, plain_log_det = (torch.where(faint, 0.0, grad) for grad in (grad_value, grad_log_det))
         below, above, slope = torch.where(faint, 1.0, kept[0])
         whole = plain_log_det / (below + above)
         weights = torch.stack(
@@ -167,17 +160,80 @@ class MonotoneNet(Fused, UnitElementwise):
                 plain_log_det / slope,
             ]
         )
-        points = torch.where(faint, self._inner(0.4), inside)
-        grad_x, grad_theta = gradients_at(self.plan, points, theta, weights)
+        grad_x, grad_theta = gradients_at(self.plan, torch.where(faint, self._inner(0.4), inside), theta, weights)
         rows, columns = _places(faint)
         if len(rows):
             with torch.enable_grad():
                 inputs = [part.detach().requires_grad_() for part in (inside[rows, columns], theta[columns])]
                 mapped = self.evaluate(*inputs)
-                found = torch.autograd.grad(tuple(mapped), inputs, [grad[rows, columns] for grad in grads])
-            grad_x[rows, columns] = found[0]
-            grad_theta.index_add_(0, columns, found[1])
+                grads = (grad_value[rows, columns], grad_log_det[rows, columns])
+                found_x, found_theta = torch.autograd.grad(tuple(mapped), inputs, grads)
+            grad_x[rows, columns] = found_x
+            grad_theta.index_add_(0, columns, found_theta)
         return torch.where((x < low) | (x > high), 0.0, grad_x), grad_theta
+
+    def inverse(self, y: Tensor, theta: Tensor) -> Mapped:
+        """Solve `logit F(x) = y`; exact to rounding, differentiable in `y` and `theta`.
+
+        Raises `InverseError` naming the rows where the search did not converge.
+        """
+        if not runs_eagerly():
+            return super().inverse(y, theta)
+        shape = torch.broadcast_shapes(y.shape, theta.shape[:-1])
+        with torch.no_grad():
+            vectors = theta.detach().expand(*shape, theta.shape[-1]).reshape(-1, theta.shape[-1])
+            root, log_slope = self._roots(y.detach().expand(shape).reshape(-1), vectors)
+        if torch.is_grad_enabled() and (y.requires_grad or theta.requires_grad):
+            x = attach_gradient(root.reshape(shape), y, theta, self.forward)
+            return Mapped(x, -self.forward(x, theta).log_det)
+        return Mapped(root.reshape(shape), log_slope.neg_().reshape(shape))
+
+    def _roots(self, y: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Roots (n,) for `y` (n,) and `theta` (n, size), and the log-slopes there."""
+        tolerance = ROOT_TOLERANCE[y.dtype]
+        found = solve(self.plan, y, theta, tolerance)
+        root, log_slope = found.x.to(y.dtype), found.log_slope.to(y.dtype)
+        rows = (~found.sure).nonzero().squeeze(-1)
+        if len(rows):
+            known = ~y[rows].isnan() & torch.isfinite(theta[rows]).all(dim=-1)
+            root[rows[~known]] = log_slope[rows[~known]] = torch.nan
+            rows = whole_lanes(rows[known])
+        if len(rows):
+            vectors = theta[rows]
+            try:
+                careful = self._careful_roots(y[rows].double(), vectors.double(), found.x[rows], tolerance)
+            except InverseError as error:
+                raise InverseError(error.reason, sorted(set(rows[error.rows].tolist()))) from None
+            root[rows] = careful.to(y.dtype)
+            log_slope[rows] = self.forward(root[rows], vectors).log_det.to(y.dtype)
+        return root, log_slope
+
+    def _careful_roots(self, y: Tensor, theta: Tensor, guess: Tensor, tolerance: float) -> Tensor:
+        """Newton's method on the whole map, and the bracketed search for what that leaves; all in float64."""
+        root = guess.clamp(self.domain.lower, self.domain.upper)
+        rows = torch.arange(len(y), device=y.device)
+        for _ in range(CAREFUL_STEPS):
+            value, log_slope = self.forward(root[rows], theta[rows])
+            missing = y[rows] - value
+            left = ~(missing.abs() <= tolerance * (1 + y[rows].abs()))
+            if not bool(left.any()):
+                return root
+            root[rows[left]] += (missing * torch.exp(-log_slope))[left]
+            rows = whole_lanes(rows[left])
+        try:
+            root[rows] = find_root(self.bind(theta[rows]), y[rows], self.domain, tolerance=tolerance, guess=root[rows])
+        except InverseError as error:
+            raise InverseError(error.reason, rows[error.rows].tolist()) from None
+        return root
+
+    def bind(self, theta: Tensor) -> LogNet:
+        """Decode the weights once for a root search."""
+        return LogNet.decode(self.plan, theta)
+
+    def _log_interval(self, lower: Tensor, upper: Tensor, theta: Tensor) -> Tensor:
+        points = torch.stack([lower, upper], dim=-1)
+        logs = LogNet.decode(self.plan, theta).differences(points, tangent=False)
+        return logs[..., 1] - torch.logsumexp(logs, dim=-1)
 
     def _faint(self, sums: Tensor) -> Tensor:
         """Where underflow may have touched one of the three sums (or one is NaN)."""
@@ -190,111 +246,6 @@ class MonotoneNet(Fused, UnitElementwise):
         value = torch.where(x > self.domain.upper, torch.inf, value)
         return Mapped(value, torch.where((x < self.domain.lower) | (x > self.domain.upper), -torch.inf, log_det))
 
-    def bind(self, theta: Tensor) -> _BoundNet:
-        """Decode the weights once for a root search."""
-        return _BoundNet(self, *self._decode(theta))
-
-    def _log_interval(self, lower: Tensor, upper: Tensor, theta: Tensor) -> Tensor:
-        layers, log_mixture = self._decode(theta)
-        points = torch.stack([lower, upper], dim=-1)
-        logs = self._log_differences(layers, log_mixture, points, tangent=False)
-        return logs[..., 1] - torch.logsumexp(logs, dim=-1)
-
-    def _computable(self, dtype: torch.dtype) -> tuple[float, float]:
-        """The range in which a point differs from the ends, so that every logarithm is finite."""
-        if self.domain.whole_line:
-            reach = torch.finfo(dtype).max / 1e6  # times the steepest weight, still finite
-            return -reach, reach
-        low = torch.tensor(self.domain.lower, dtype=dtype)
-        high = torch.tensor(self.domain.upper, dtype=dtype)
-        return float(torch.nextafter(low, high)), float(torch.nextafter(high, low))
-
-    def _decode(self, theta: Tensor) -> tuple[list[_Layer], Tensor]:
-        """Positive weights of every layer and log-softmax mixture weights, from raw numbers."""
-        parts = self.spec.split(theta)
-        layers: list[_Layer] = []
-        at_left: Tensor | None = None  # hidden values at the left end of the support
-        for number in range(1, len(self.widths)):
-            log_weight = -soft_bound(parts[f"slope_{number}"], SLOPE_BOUND)
-            weight = torch.exp(log_weight)
-            offset = parts[f"offset_{number}"]
-            if number > 1:
-                offset = -offset * weight.mean(dim=-1)
-                if at_left is not None:
-                    offset = offset + (weight @ at_left.unsqueeze(-1)).squeeze(-1)
-                at_left = torch.sigmoid(offset)
-            elif self.domain.bounded:
-                at_left = torch.sigmoid(weight.squeeze(-1) * (self.domain.lower - offset))
-            layers.append(_Layer(log_weight, weight, offset))
-        return layers, log_softmax(parts["mixture"], dim=-1)
-
-    def _log_differences(self, layers: list[_Layer], log_mixture: Tensor, points: Tensor, *, tangent: bool) -> Tensor:
-        """Logs of phi's differences over [a, x_1, ..., x_m, b], and of phi'(x_1) as a last column.
-
-        `points` is (*b, m) and increasing; the result (*b, m + 1 (+ 1)). All terms are positive and none is
-        found by subtraction.
-        """
-        columns, rates = self._first_layer(layers[0], points, tangent)
-        for layer in layers[1:]:
-            pushed = log_matvec(layer.weight, columns)
-            columns = self._hidden_layer(layer, pushed, points.shape[-1], tangent)
-        logs = torch.logsumexp(columns + log_mixture.unsqueeze(-1), dim=-2)
-        if self.epsilon == 0:
-            return logs
-        return torch.logaddexp(logs, rates + math.log(self.epsilon))
-
-    def _first_layer(self, layer: _Layer, points: Tensor, tangent: bool) -> tuple[Tensor, Tensor]:
-        """Log-differences of the first hidden values (*b, width, columns) and of the epsilon term (*b, columns)."""
-        log_weight, weight = layer.log_weight, layer.weight  # (*b, width, 1)
-        location = layer.offset.unsqueeze(-1)
-        z = weight * (points.unsqueeze(-2) - location)
-        up = logsigmoid(z)
-        down = up - z
-        gaps = points[..., 1:] - points[..., :-1]
-        if self.domain.whole_line:
-            first, last = up[..., :1], down[..., -1:]
-            g_up = logsigmoid(points)
-            rates = [g_up[..., :1], (g_up - points)[..., -1:]]
-            g_slope = (2 * g_up - points)[..., :1]
-        else:
-            lower, upper = self.domain.lower, self.domain.upper
-            log_first, log_last = torch.log(points[..., :1] - lower), torch.log(upper - points[..., -1:])
-            z_low, z_high = weight * (lower - location), weight * (upper - location)
-            first = up[..., :1] + logsigmoid(-z_low) + _log_rise(log_weight, log_first)
-            last = down[..., -1:] + logsigmoid(z_high) + _log_rise(log_weight, log_last)
-            rates = [log_first, log_last]
-            g_slope = torch.zeros_like(log_first)
-        columns = [first, last]
-        if gaps.shape[-1]:
-            columns.insert(1, up[..., 1:] + down[..., :-1] + _log_rise(log_weight, torch.log(gaps)))
-            rates.insert(1, self._log_rate(points, gaps))
-        if tangent:
-            columns.append((up + down + log_weight)[..., :1])
-            rates.append(g_slope)
-        return torch.cat(columns, dim=-1), torch.cat(rates, dim=-1)
-
-    def _log_rate(self, points: Tensor, gaps: Tensor) -> Tensor:
-        """Log-difference of the epsilon term's G between neighbouring points."""
-        log_gaps = torch.log(gaps)
-        if self.domain.bounded:
-            return log_gaps
-        up = logsigmoid(points)
-        return up[..., 1:] + (up - points)[..., :-1] + log_one_minus_exp(log_gaps)
-
-    @staticmethod
-    def _hidden_layer(layer: _Layer, pushed: Tensor, points: int, tangent: bool) -> Tensor:
-        """Push log-differences of pre-activations (*b, width, columns) through the sigmoid."""
-        steps = pushed[..., : points + 1]
-        ends = layer.offset.unsqueeze(-1) + torch.cumsum(torch.exp(steps), dim=-1)
-        z = torch.cat([layer.offset.unsqueeze(-1).expand_as(ends[..., :1]), ends], dim=-1)
-        up = logsigmoid(z)
-        down = up - z
-        columns = up[..., 1:] + down[..., :-1] + log_one_minus_exp(steps)
-        if not tangent:
-            return columns
-        slope = pushed[..., points + 1 :] + (up + down)[..., 1:2]
-        return torch.cat([columns, slope], dim=-1)
-
 
 def _promoted(x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
     dtype = torch.promote_types(x.dtype, theta.dtype)
@@ -306,27 +257,3 @@ def _places(mask: Tensor) -> tuple[Tensor, ...]:
     if mask.is_meta:
         return tuple(torch.empty(0, dtype=torch.long, device=mask.device) for _ in mask.shape)
     return mask.nonzero(as_tuple=True)
-
-
-def _log_rise(log_weight: Tensor, log_gap: Tensor) -> Tensor:
-    """log(1 - exp(-A gap)) per unit, from logs: (*b, width, 1) and (*b, columns)."""
-    return log_one_minus_exp(log_weight + log_gap.unsqueeze(-2))
-
-
-class _BoundNet:
-    """A monotone net with decoded weights, evaluated without the tangent."""
-
-    def __init__(self, net: MonotoneNet, layers: list[_Layer], log_mixture: Tensor) -> None:
-        self.net = net
-        self.layers = layers
-        self.log_mixture = log_mixture
-
-    def __call__(self, x: Tensor) -> Tensor:
-        low, high = self.net._computable(x.dtype)
-        points = x.clamp(low, high).unsqueeze(-1)
-        logs = self.net._log_differences(self.layers, self.log_mixture, points, tangent=False)
-        return logs[..., 0] - logs[..., 1]
-
-    def select(self, rows: Tensor) -> _BoundNet:
-        layers = [_Layer(*(part[rows] for part in layer)) for layer in self.layers]
-        return _BoundNet(self.net, layers, self.log_mixture[rows])

@@ -24,7 +24,7 @@ from rosenblatt._version import __version__
 from rosenblatt.core.errors import CheckpointError, OptionError
 from rosenblatt.train import storage
 
-SCHEMA = 1
+SCHEMA = 2  # raised when a stored weight gets another meaning
 MODEL, TRAIN, STATE, MANIFEST = "model.safetensors", "train.safetensors", "state.json", "MANIFEST.json"
 Which = Literal["latest", "best"] | int
 
