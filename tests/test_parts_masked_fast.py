@@ -7,7 +7,7 @@ from torch.nn.functional import linear
 from rosenblatt.conditioners import staircase
 from rosenblatt.conditioners.masked import Masked
 from rosenblatt.conditioners.staircase import MaskedLinear
-from rosenblatt.core.density import SCORE_ROWS
+from rosenblatt.core.density import MOST_SCORE_ROWS
 from rosenblatt.core.registry import build
 from rosenblatt.testing.tables import disturbed, rows_like_data, seeded
 
@@ -172,7 +172,7 @@ def test_a_column_walk_emits_the_thetas_of_one_pass(sizes, residual):
 @pytest.mark.parametrize("name", ["nits", "maf", "nsf"])
 def test_scores_and_samples_without_gradients_equal_those_with(name):
     flow = disturbed(build(name, 3, 1, options={"hidden": 16}, seed=0)).double()
-    x, context = rows_like_data(SCORE_ROWS + 3, 3), rows_like_data(SCORE_ROWS + 3, 1, seed=2)
+    x, context = rows_like_data(MOST_SCORE_ROWS + 3, 3), rows_like_data(MOST_SCORE_ROWS + 3, 1, seed=2)
     with_tape = flow.log_prob(x, context)
     z = rows_like_data(50, 3, seed=8)
     taped = flow.transform.inverse(z, context[:50])

@@ -50,6 +50,7 @@ class Conditioner(nn.Module, ABC):
         self.features, self.params, self.context = len(order), params, context
         self.sizes = [len(level) for level in levels]
         self.in_order = order == sorted(order)
+        self.turned = order == sorted(order, reverse=True)
         self.register_buffer("order", torch.tensor(order), persistent=False)
         self.register_buffer("position", torch.argsort(torch.tensor(order)), persistent=False)
 
@@ -78,11 +79,16 @@ class Conditioner(nn.Module, ABC):
 
     def arrange(self, x: Tensor) -> Tensor:
         """Put coordinates (last axis) into level order."""
-        return x if self.in_order else x.index_select(-1, self.order)
+        return self._reordered(x, self.order)
 
     def restore(self, x: Tensor) -> Tensor:
         """Put coordinates (last axis) from level order back in place."""
-        return x if self.in_order else x.index_select(-1, self.position)
+        return self._reordered(x, self.position)
+
+    def _reordered(self, x: Tensor, order: Tensor) -> Tensor:
+        if self.in_order:
+            return x
+        return x.flip(-1) if self.turned else x.index_select(-1, order)
 
     def walk(self, context: Tensor | None = None) -> Walk:
         """Begin a level-by-level pass; the default recomputes `forward` at every level."""

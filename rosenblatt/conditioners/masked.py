@@ -19,7 +19,7 @@ from rosenblatt.conditioners.masked_walk import MaskedColumnWalk, MaskedWalk
 from rosenblatt.conditioners.staircase import REACH_STEP, MaskedLinear
 from rosenblatt.core.eager import runs_eagerly
 from rosenblatt.core.errors import OptionError
-from rosenblatt.nets import ACTIVATIONS, INPUT_LIMIT, activated
+from rosenblatt.nets import ACTIVATIONS, activated, limited
 
 # Parameters per row emitted at once. Where a coordinate takes many, a part is used while it is still in the cache;
 # where it takes few, a longer part saves calls.
@@ -82,7 +82,7 @@ class Masked(Conditioner):
     def parts(self, x: Tensor, context: Tensor | None = None) -> Iterator[Tensor]:
         """Parameters of neighbouring coordinates, all from one pass."""
         start = 0
-        for numbers in self._outputs(x.clamp(-INPUT_LIMIT, INPUT_LIMIT), self._shift(context)):
+        for numbers in self._outputs(limited(x), self._shift(context)):
             stop = start + numbers.shape[-1] // self.emitted
             yield self.parameters_of(numbers.reshape(*numbers.shape[:-1], stop - start, self.emitted), start, stop)
             start = stop
@@ -95,7 +95,7 @@ class Masked(Conditioner):
         """What the context adds to the first hidden units."""
         if self.context_in is None or context is None:
             return None
-        return self.context_in(context.clamp(-INPUT_LIMIT, INPUT_LIMIT))  # type: ignore[no-any-return]
+        return self.context_in(limited(context))  # type: ignore[no-any-return]
 
     def _outputs(self, x: Tensor, shift: Tensor | None) -> Iterable[Tensor]:
         written_out = self.activation == "relu" and runs_eagerly() and not x.is_meta

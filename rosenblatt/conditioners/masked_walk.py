@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from rosenblatt.conditioners.staircase import MaskedLinear
-from rosenblatt.nets import ACTIVATIONS, INPUT_LIMIT
+from rosenblatt.nets import ACTIVATIONS, INPUT_LIMIT, limited
 
 if TYPE_CHECKING:
     from rosenblatt.conditioners.masked import Masked
@@ -40,9 +40,9 @@ class MaskedWalk:
 
     def _grow(self, x: Tensor, start: int, stop: int) -> None:
         net = self.net
-        hidden = net.first.rows(x.clamp(-INPUT_LIMIT, INPUT_LIMIT), start, stop)
+        hidden = net.first.rows(limited(x), start, stop)
         if net.context_in is not None and self.context is not None:
-            context = self.context.clamp(-INPUT_LIMIT, INPUT_LIMIT)
+            context = limited(self.context)
             hidden = hidden + linear(context, net.context_in.weight[start:stop])
         if net.residual:
             for number in range(0, len(net.layers), 2):
@@ -84,7 +84,7 @@ class MaskedColumnWalk:
         self.top = like.new_empty(net.hidden, rows) if net.residual else self.sums[-1].values
         self.shift: Tensor | None = None
         if net.context_in is not None and context is not None:
-            self.shift = net.context_in.weight @ context.clamp(-INPUT_LIMIT, INPUT_LIMIT).t()
+            self.shift = net.context_in.weight @ limited(context).t()
         self.block_ends = _block_ends(net.cuts, net.emitted)
         self.base = 0  # level at which the present block began
 
@@ -183,6 +183,6 @@ def _block_ends(cuts: list[int], emitted: int) -> dict[int, int]:
 def _activate_into(net: Masked, x: Tensor, out: Tensor) -> None:
     """Write the activation of `x` to `out`, which may be `x` itself."""
     if net.activation == "relu":
-        torch.clamp(x, min=0, out=out)
+        torch.relu_(out if out is x else out.copy_(x))
     else:
         out.copy_(ACTIVATIONS[net.activation](x))

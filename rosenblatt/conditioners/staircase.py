@@ -22,7 +22,7 @@ GROUP_INPUTS = 32  # one more group for so many inputs: more would save too litt
 LEAST_EXACT = 48  # rows per step on average, and inputs, from which groups follow the steps and need no mask
 REACH_STEP = 16
 # Multiply-adds of a product that one thread of a CPU, or a GPU, should not cut any further.
-SMALLEST_PRODUCT = {"cpu": 1 << 20, "cuda": 1 << 32}
+SMALLEST_PRODUCT = {"cpu": 1 << 23, "cuda": 1 << 32}
 
 Groups = tuple["Group", ...]
 

@@ -17,7 +17,9 @@ from rosenblatt.core.transform import Compose, Inverse, Transform
 from rosenblatt.core.types import Likelihood
 
 SAMPLE_ROWS = 8192  # inverted at once: bounds the memory of a large sample, not its values
-SCORE_ROWS = 2048  # mapped at once where no gradient is taken: their hidden units stay in the cache
+# Rows mapped at once where no gradient is taken: their hidden units should stay in the cache, and their numbers be
+# enough to divide an operation over threads.
+SCORE_ROWS, MOST_SCORE_ROWS, SCORE_NUMBERS = 2048, 5120, 1 << 16
 
 
 class Density(nn.Module, ABC):
@@ -129,14 +131,15 @@ class Flow(Density):
 
     def _log_prob_of_finite(self, x: Tensor, context: Tensor | None) -> Tensor:
         batch = x.shape[:-1]
-        if torch.is_grad_enabled() or not runs_eagerly() or math.prod(batch) <= SCORE_ROWS:
+        rows = max(SCORE_ROWS, min(MOST_SCORE_ROWS, SCORE_NUMBERS // self.features))
+        if torch.is_grad_enabled() or not runs_eagerly() or math.prod(batch) <= rows:
             z, log_det = self.transform(x, context)
             log_prob: Tensor = self.base.log_prob(z) + log_det
             return log_prob
-        pieces = x.reshape(-1, x.shape[-1]).split(SCORE_ROWS)
+        pieces = x.reshape(-1, x.shape[-1]).split(rows)
         contexts: Sequence[Tensor | None] = [None] * len(pieces)
         if context is not None:
-            contexts = context.reshape(-1, context.shape[-1]).split(SCORE_ROWS)
+            contexts = context.reshape(-1, context.shape[-1]).split(rows)
         parts = [self._log_prob_of_finite(piece, given) for piece, given in zip(pieces, contexts, strict=True)]
         return torch.cat(parts).reshape(batch)
 

@@ -36,7 +36,8 @@ class Affine(Fused):
             raise OptionError(f"contract={contract}, stretch={stretch}: two positive bounds were expected.")
         self.low, self.high = math.exp(-contract), math.exp(stretch)
         share = (1 - self.low) / (self.high - self.low)  # of the way from low to high at raw = 0
-        self.offset = math.log(share / (1 - share))
+        # Numbers of a tensor's own kind are added without a conversion at every call.
+        self.offset, self.lowest = torch.tensor([math.log(share / (1 - share)), self.low], dtype=torch.float64).unbind()
         self.steepness = 1 / ((self.high - self.low) * share * (1 - share))
 
     def evaluate(self, x: Tensor, theta: Tensor) -> Mapped:
@@ -49,8 +50,8 @@ class Affine(Fused):
     def evaluate_keeping(self, x: Tensor, theta: Tensor) -> tuple[Mapped, tuple[Tensor, ...]]:
         """Shift, then scale; the value, the scale and its share are what the gradient needs."""
         shift, raw = theta.to(x.dtype).unbind(dim=-1)
-        share = (raw * self.steepness).add_(self.offset).sigmoid_()
-        scale = (share * (self.high - self.low)).add_(self.low)
+        share = torch.add(self.offset, raw, alpha=self.steepness).sigmoid_()
+        scale = torch.add(self.lowest, share, alpha=self.high - self.low)
         value = (x - shift).mul_(scale)
         return Mapped(value, torch.log(scale).expand_as(value)), (value, scale, share)
 
@@ -73,12 +74,12 @@ class Affine(Fused):
         shift, share = self._decode(theta.to(y.dtype))
         scale = self._scale(share)
         value = torch.addcdiv(shift, y, scale)
-        return Mapped(value, -torch.log(scale).expand_as(value))
+        return Mapped(value, scale.log().neg_().expand_as(value))
 
     def _decode(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """The shift, and how far the scale lies between its bounds."""
         shift, raw = theta.unbind(dim=-1)
-        return shift, torch.sigmoid(raw * self.steepness + self.offset)
+        return shift, torch.sigmoid(torch.add(self.offset, raw, alpha=self.steepness))
 
     def _scale(self, share: Tensor) -> Tensor:
-        return share * (self.high - self.low) + self.low
+        return torch.add(self.lowest, share, alpha=self.high - self.low)

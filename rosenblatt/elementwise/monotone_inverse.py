@@ -16,9 +16,9 @@ from rosenblatt.elementwise.monotone_kernel import Plan, even_step, exponentiate
 
 LANES = 64  # a multiple of what a processor handles in one instruction, unrolled
 POINTS = 4096  # roots sought at once, at most: their weights stay in the cache
-CHECKS = (3, 5, 7, 9, 12)  # steps of the search after which finished roots are dropped; the last one ends it
+CHECKS = (3, 5, 7, 9, 12, 16, 20)  # steps of the search after which finished roots are dropped; the last one ends it
 NEAR = 1e-3  # residual from which one more step reaches what float32 can tell
-STRIDE = 4.0  # longest step of the search on the whole line, where data are standardised
+STRIDE, STRIDES = 4.0, 3  # longest step of the search on the whole line; what it has not found it seeks farther out
 STEPS = 4  # further steps in float64 for roots that are not yet sure
 
 
@@ -150,7 +150,6 @@ def _search(tail: _Tail, target: Tensor) -> Tensor:
     """Newton's method on the logit, at most half-way to a bracket that closes, for `target` <= 0; it may fail."""
     bounded, eps = tail.plan.support.bounded, torch.finfo(target.dtype).eps
     x = tail.lower + (tail.upper - tail.lower) * torch.sigmoid(target) if bounded else target.clamp(min=-2).mul_(0.5)
-    stride = torch.inf if bounded else STRIDE
     low, high, result, rows, huge = tail.lower, tail.upper, x, None, x.new_tensor(1e38)
     for step in range(1, CHECKS[-1] + 1):
         # Nothing here branches on what differs from root to root: that costs more than arithmetic.
@@ -158,6 +157,7 @@ def _search(tail: _Tail, target: Tensor) -> Tensor:
         missing = torch.logit(mass.clamp_(eps, 1 - eps)).neg_().add_(target)
         beyond = missing * huge
         low, high = torch.maximum(low, torch.minimum(x, beyond)), torch.minimum(high, torch.maximum(x, beyond))
+        stride = torch.inf if bounded else STRIDE * 2.0 ** max(0, step - STRIDES)
         move = torch.addcmul(mass, mass, mass, value=-1).div_(density).mul_(missing).clamp_(-stride, stride)
         x = torch.maximum(torch.minimum(move.add_(x), torch.lerp(x, high, 0.5)), torch.lerp(x, low, 0.5))
         if step not in CHECKS:
