@@ -11,6 +11,8 @@ import sys
 BENCHMARKS = {
     "speed": "training, scoring and sampling against zuko, nflows, normflows and flowjax",
     "power": "train on POWER: `power CONFIG.toml`",
+    "heads": "cost and likelihood of the cheaper heads of NITS, on image patches",
+    "score_stream": "score 10 million rows: rows per second, memory, cores",
     "roundtrip": "round trips of trained flows where the data ends",
     "sampling": "cost of a NITS sample against a NITS density, at the published sizes",
 }
@@ -18,7 +20,7 @@ BENCHMARKS = {
 
 def main(arguments: list[str]) -> int:
     """Dispatch to the benchmark named first; argparse leaves with exit code 2 when there is none of that name."""
-    listing = "\n".join(f"  {name:10} {what}" for name, what in BENCHMARKS.items())
+    listing = "\n".join(f"  {name:12} {what}" for name, what in BENCHMARKS.items())
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description=f"Measurements of rosenblatt:\n{listing}",

@@ -60,9 +60,9 @@ EQUAL = """## What is equal, and what is not
   turned around (`flows.Reverse`), or it would take one pass per column to score instead of to sample.
 - zuko's coupling is an autoregression of two passes, with one masked network for both halves, hence its weight count.
 - flowjax takes as many threads as it sees cores, so its process is kept to as many cores as the others have threads.
-- zuko's NAF and UNAF stand beside NITS, with one transform too, as the other flows whose univariate maps are networks.
-  Their conditioner emits 16 numbers per column where that of NITS emits 320; their univariate networks are zuko's
-  defaults.
+- NITS, with its one transform of 320 numbers per column, stands beside zuko's autoregressive NSF, NAF and UNAF with
+  five transforms each and the same two hidden layers of 256 units. NAF and UNAF emit 16 numbers per column; their
+  univariate networks are zuko's defaults.
 """
 
 Row = list[str]
@@ -87,7 +87,7 @@ def render(stored: dict[str, Any]) -> str:
         INTRODUCTION,
         _machines(stored["machines"], records),
         *(_comparison(records, quantity) for quantity in WORDS),
-        _neural(records),
+        _beside_nits(records),
         _compiled(records),
         EQUAL + _notes(records),
         _weights(records),
@@ -160,14 +160,15 @@ def _comparison(records: list[Record], quantity: str) -> str:
     return f"## {WORDS[quantity]}\n{picture}\n{table(head, rows)}"
 
 
-def _neural(records: list[Record]) -> str:
-    found = [r for r in select(records, section="compare", family="nits") if r["library"] in ("zuko NAF", "zuko UNAF")]
-    rows = [
-        [r["library"], str(r["features"]), duration(r["seconds"]), spread(r), str(r["rounds"]), f"{r['weights']:,}"]
-        for r in found
-    ]
-    head = ["", "D", "train step", "over NITS", "rounds", "weights"]
-    return f"### NITS beside other networks of one variable\n\n{table(head, rows)}" if rows else ""
+def _beside_nits(records: list[Record]) -> str:
+    found = [r for r in select(records, section="compare", family="nits") if r["library"].startswith("zuko ")]
+    rows = []
+    for library, features in sorted({(r["library"], r["features"]) for r in found}):
+        of = {r["quantity"]: r for r in select(found, library=library, features=features)}
+        cells = [f"{duration(of[q]['seconds'])}, {spread(of[q])}" if q in of else "" for q in WORDS]
+        rows.append([library, str(features), *cells, f"{of['train']['weights']:,}" if "train" in of else ""])
+    head = ["", "D", *(f"{words}, over NITS" for words in WORDS.values()), "weights"]
+    return f"### NITS beside five transforms of others\n\n{table(head, rows)}" if rows else ""
 
 
 def _compiled(records: list[Record]) -> str:

@@ -14,8 +14,9 @@ from benchmarks.speed.results import Record
 from benchmarks.speed.rounds import interleave, ratio, summary
 from benchmarks.speed.sizes import COMPILED, OURS, QUANTITIES, transforms
 
-NEURAL = {"zuko NAF": "naf", "zuko UNAF": "unaf"}  # set beside NITS, train step only
-NEURAL_FEATURES = 63
+# Set beside NITS, with five transforms where it has one; the last two in training at one size only.
+BESIDE_NITS = {"zuko NSF": "nsf_ar", "zuko NAF": "naf", "zuko UNAF": "unaf"}
+NEURAL, NEURAL_FEATURES = ("zuko NAF", "zuko UNAF"), 63
 
 CENTRE = {"rows": 4096, "features": 16, "hidden": 256, "transforms": 5}
 AXES = {
@@ -52,7 +53,7 @@ def compare(plan: Plan) -> Iterator[list[Record]]:
             contestants = _build_everywhere(processes, size)
             for quantity in plan.quantities:
                 if quantity == "sample":
-                    taking_part = [c for c in contestants if c.label not in {*NEURAL, *COMPILED}]
+                    taking_part = [c for c in contestants if c.label not in (*NEURAL, *COMPILED)]
                 else:
                     taking_part = [c for c in contestants if quantity == "train" or c.label not in NEURAL]
                 about = {"section": "compare", **size, "quantity": quantity, "rows": QUANTITIES[quantity]}
@@ -66,8 +67,9 @@ def _build_everywhere(processes: dict[str, Process], size: dict[str, Any]) -> li
     for library, process in processes.items():
         if size["family"] != "nits" or library.partition("+")[0] == OURS:
             wanted.append((library, process, size))
-        elif library == "zuko" and size["features"] == NEURAL_FEATURES:
-            wanted += [(label, process, {**size, "family": family}) for label, family in NEURAL.items()]
+        elif library == "zuko":
+            taken = BESIDE_NITS if size["features"] == NEURAL_FEATURES else {"zuko NSF": "nsf_ar"}
+            wanted += [(n, process, {**size, "family": f, "transforms": transforms(f)}) for n, f in taken.items()]
     built = [build(label, process, size) for label, process, size in wanted]
     return [contestant for contestant in built if contestant is not None]
 
