@@ -16,7 +16,8 @@ from rosenblatt.elementwise.monotone_kernel import Plan, even_step, exponentiate
 
 LANES = 64  # a multiple of what a processor handles in one instruction, unrolled
 POINTS = 4096  # roots sought at once, at most: their weights stay in the cache
-CHECKS = (3, 5, 7, 9, 12, 16, 20)  # steps of the search after which finished roots are dropped; the last one ends it
+# Steps of the search after which finished roots are dropped; the last one ends it, first in float32, then in float64.
+CHECKS, LATE_CHECKS = (3, 5, 7, 9, 12, 16, 20), (8, 12, 16, 20, 26, 32, 40, 50, 60)
 NEAR = 1e-3  # residual from which one more step reaches what float32 can tell
 STRIDE, STRIDES = 4.0, 3  # longest step of the search on the whole line; what it has not found it seeks farther out
 STEPS = 4  # further steps in float64 for roots that are not yet sure
@@ -53,8 +54,16 @@ def _solve(plan: Plan, y: Tensor, theta: Tensor, tolerance: float) -> Roots:
     side = torch.sign(-y.double()).add_(0.5).sign_()  # 1 for targets up to 0, else -1
     target = y.double().abs().neg_()
     tail = _tail(plan, theta.t(), side)
-    start = _search(tail.single(), target.float()).double()
-    found = _certify(tail, start, target, tolerance * (1 - target), y.dtype)
+    start = _search(tail.single(), target.float(), CHECKS).double()
+    limit = tolerance * (1 - target)
+    found, error = _certify(tail, start, target, limit, y.dtype)
+    lost = (~(error <= NEAR) & target.isfinite()).nonzero().squeeze(-1)
+    if len(lost):  # the sums of some nets cancel too much for float32 to tell left from right
+        lost = whole_lanes(lost)
+        rest, aims = tail.select(lost), target[lost]
+        again, _ = _certify(rest, _search(rest, aims, LATE_CHECKS), aims, limit[lost], y.dtype)
+        for part, better in zip(found, again, strict=True):
+            part[lost] = better
     return found._replace(x=found.x * side)
 
 
@@ -82,34 +91,37 @@ class _Tail:
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Share of the mass below `x` (n,), and its derivative."""
-        hidden, rate = pair = self._bend((x - self.location).mul_(self.slope))
+        pair, hidden, rate = self._bend((x - self.location).mul_(self.slope))
         rate.mul_(self.slope)
         for weight, shift, product in zip(self.weights, self.shifts, self.products, strict=True):
             z = torch.mul(weight, hidden, out=product).sum(dim=1).sub_(shift)
             risen = torch.mul(weight, rate, out=product).sum(dim=1)
-            hidden, rate = pair = self._bend(z)
+            pair, hidden, rate = self._bend(z)
             rate.mul_(risen)
-        mass, density = pair.mul_(self.mixture).sum(dim=1)
+        mass, density = pair.mul_(self.mixture).sum(dim=1).unbind()  # as iterating would, at a third of the cost
         mass.sub_(self.start)
         if self.plan.epsilon and self.plan.support.bounded:
             mass.addcmul_(x - self.lower, self.epsilon)
             density.add_(self.epsilon)
         elif self.plan.epsilon:
-            below, rate = self._bend(x)
+            _, below, rate = self._bend(x)
             mass.addcmul_(below, self.epsilon)
             density.addcmul_(rate, self.epsilon)
         return mass, density
 
-    def _bend(self, z: Tensor) -> Tensor:
-        """s(z) and its derivative (2, ...); takes z's place; the search can do without the digits of 1 - s(z)."""
+    def _bend(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """s(z) and its derivative, together (2, ...) and each; takes z's place.
+
+        The search can do without the digits of 1 - s(z).
+        """
         pair = z.new_empty(2, *z.shape)
-        value, rate = pair
+        value, rate = pair.unbind()
         torch.sigmoid(z, out=value)
         if self.exact:
             torch.neg(z, out=rate).sigmoid_().mul_(value)
         else:
             torch.addcmul(value, value, value, value=-1, out=rate)
-        return pair
+        return pair, value, rate
 
 
 def _tail(plan: Plan, theta: Tensor, side: Tensor) -> _Tail:
@@ -146,12 +158,12 @@ def _tail(plan: Plan, theta: Tensor, side: Tensor) -> _Tail:
     return tail
 
 
-def _search(tail: _Tail, target: Tensor) -> Tensor:
+def _search(tail: _Tail, target: Tensor, checks: tuple[int, ...]) -> Tensor:
     """Newton's method on the logit, at most half-way to a bracket that closes, for `target` <= 0; it may fail."""
     bounded, eps = tail.plan.support.bounded, torch.finfo(target.dtype).eps
     x = tail.lower + (tail.upper - tail.lower) * torch.sigmoid(target) if bounded else target.clamp(min=-2).mul_(0.5)
     low, high, result, rows, huge = tail.lower, tail.upper, x, None, x.new_tensor(1e38)
-    for step in range(1, CHECKS[-1] + 1):
+    for step in range(1, checks[-1] + 1):
         # Nothing here branches on what differs from root to root: that costs more than arithmetic.
         mass, density = tail(x)
         missing = torch.logit(mass.clamp_(eps, 1 - eps)).neg_().add_(target)
@@ -160,11 +172,11 @@ def _search(tail: _Tail, target: Tensor) -> Tensor:
         stride = torch.inf if bounded else STRIDE * 2.0 ** max(0, step - STRIDES)
         move = torch.addcmul(mass, mass, mass, value=-1).div_(density).mul_(missing).clamp_(-stride, stride)
         x = torch.maximum(torch.minimum(move.add_(x), torch.lerp(x, high, 0.5)), torch.lerp(x, low, 0.5))
-        if step not in CHECKS:
+        if step not in checks:
             continue
         result = x if rows is None else result.index_copy_(0, rows, x)
         keep = (missing.abs() > NEAR).nonzero().squeeze(-1)
-        if len(keep) == 0 or step == CHECKS[-1]:
+        if len(keep) == 0 or step == checks[-1]:
             break
         keep = whole_lanes(keep)
         rows = keep if rows is None else rows[keep]
@@ -186,19 +198,19 @@ def _measure(tail: _Tail, x: Tensor, target: Tensor) -> _Measured:
     return _Measured(target - torch.log(mass / rest), density.div_(rest.mul_(mass)), doubt)
 
 
-def _certify(tail: _Tail, start: Tensor, target: Tensor, limit: Tensor, dtype: torch.dtype) -> Roots:
-    """Newton's method on the logit until the residual is below `limit` and float64 can vouch for it."""
+def _certify(tail: _Tail, start: Tensor, target: Tensor, limit: Tensor, dtype: torch.dtype) -> tuple[Roots, Tensor]:
+    """Newton's method on the logit until the residual is below `limit` and float64 can vouch for it; the residual."""
     first = _measure(tail, start, target)
-    root, slope, sure = _polish(tail, torch.addcdiv(start, first.missing, first.slope), target, limit, STEPS)
+    root, slope, error, sure = _polish(tail, torch.addcdiv(start, first.missing, first.slope), target, limit, STEPS)
     log_slope = torch.log(slope)
     # The slope belongs to the root as it will be stored: less than an ulp away, by its change since the start.
     change = (log_slope - torch.log(first.slope)).div_(root - start)
     log_slope += change.mul_(root.to(dtype) - root).nan_to_num_(0.0, 0.0, 0.0)
-    return Roots(root, log_slope, sure)
+    return Roots(root, log_slope, sure), error
 
 
-def _polish(tail: _Tail, x: Tensor, target: Tensor, limit: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Roots, slopes, and which are sure, after further steps where that helps."""
+def _polish(tail: _Tail, x: Tensor, target: Tensor, limit: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Roots, slopes, residuals, and which roots are sure, after further steps where that helps."""
     found = _measure(tail, x, target)
     error = found.missing.abs()
     sure = error + found.doubt <= limit
@@ -206,8 +218,8 @@ def _polish(tail: _Tail, x: Tensor, target: Tensor, limit: Tensor, steps: int) -
         rows = (~sure & (error < 1) & (2 * found.doubt < limit)).nonzero().squeeze(-1)
         if len(rows):
             rows = whole_lanes(rows)
-            better = torch.addcdiv(x, found.missing, found.slope)[rows]
-            x[rows], found.slope[rows], sure[rows] = _polish(
-                tail.select(rows), better, target[rows], limit[rows], steps - 1
-            )
-    return x, found.slope, sure
+            start = torch.addcdiv(x, found.missing, found.slope)[rows]
+            better = _polish(tail.select(rows), start, target[rows], limit[rows], steps - 1)
+            for part, polished in zip((x, found.slope, error, sure), better, strict=True):
+                part[rows] = polished
+    return x, found.slope, error, sure
