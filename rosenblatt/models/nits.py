@@ -56,7 +56,8 @@ def nits(
 
     `head` is how the network emits the weights of the CDF nets (320 per column for [16, 16, 1]): "full" as published,
     "low_rank" (`rank` numbers times a matrix per column), or "shared" (the matrices between hidden layers do not depend
-    on the row). The other two make wide tables much cheaper at some cost in likelihood (docs/speed.md).
+    on the row). On wide tables the other two halve the cost of training; "low_rank" loses likelihood, "shared" did not
+    where it was measured (`python -m benchmarks heads`).
     Raises `OptionError` for sizes that make no model.
 
     >>> import torch
