@@ -54,6 +54,18 @@ def blocks(request, monkeypatch):
     monkeypatch.setitem(staircase.SMALLEST_PRODUCT, "cpu", request.param)
 
 
+@pytest.mark.parametrize("inputs", [1, 6, 47, 63, 256, 512, 1024])
+@pytest.mark.parametrize("levels", [1, 5, 50])
+def test_groups_cover_every_row_once_and_reach_what_it_sees(inputs, levels):
+    for rows in (1, 63, 64, 138, 600, 1024, 1168, 1173, 1449):
+        in_degrees = (torch.arange(inputs) * levels) // inputs
+        out_degrees = (torch.arange(rows) * levels) // rows
+        layer = MaskedLinear(in_degrees, out_degrees)
+        for groups in (layer.groups, *(layer.groups_for(batch, layer.groups) for batch in (1, 512, 10_000))):
+            assert [row for start, stop, _ in groups for row in range(start, stop)] == list(range(rows))
+            assert all(max(layer.reach[start:stop]) <= reach <= inputs for start, stop, reach in groups)
+
+
 @pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("residual", [True, False])

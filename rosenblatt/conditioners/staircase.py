@@ -168,6 +168,6 @@ def _even_groups(reach: Sequence[int], inputs: int, first: int, last: int) -> Gr
     """Cut rows [first, last) evenly, on tiles, and let each group reach to the end of a tile."""
     count = max(1, min((last - first) // GROUP_ROWS, round(inputs / GROUP_INPUTS)))
     step = max(1, round((last - first) / count / REACH_STEP)) * REACH_STEP
-    edges = [*range(first, first + count * step, step), last]
+    edges = [*range(first, last, step)[:count], last]
     reaches = [min(inputs, -(-reach[stop - 1] // REACH_STEP) * REACH_STEP) for stop in edges[1:]]
     return tuple(Group(start, stop, seen) for (start, stop), seen in zip(pairwise(edges), reaches, strict=True))
