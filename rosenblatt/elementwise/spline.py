@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from rosenblatt.core.eager import runs_eagerly
-from rosenblatt.core.errors import InverseError, OptionError
+from rosenblatt.core.errors import OptionError
 from rosenblatt.core.types import REAL, Mapped, ParamSpec, Support
+from rosenblatt.elementwise.box import nothing_outside, refuse_outside
 from rosenblatt.elementwise.fused import Fused, _aligned, _joined
 
 SMALLEST_BIN = 1e-3  # width and height of a bin as a share of the box, as published
@@ -109,7 +110,7 @@ class RationalQuadraticSpline(Fused):
         Raises `InverseError` outside the box when there are no tails.
         """
         if self.tails == "none":
-            _raise_outside(y.abs() > self.bound, self.bound)
+            refuse_outside(y, self.bound)
         shape = _common_shape(y, theta)
         points, vectors = _aligned(y, theta, shape)
         cuts = self._pieces(points)
@@ -150,9 +151,7 @@ class RationalQuadraticSpline(Fused):
         inside = here == x
         if self.tails == "linear":  # at the ends log_det is exactly 0
             return Mapped(torch.where(inside, value, x), log_det)
-        nowhere = torch.where(torch.isnan(x), torch.nan, torch.copysign(torch.full_like(x, torch.inf), x))
-        value = value.clamp(-self.bound, self.bound)  # against the last rounding
-        return Mapped(torch.where(inside, value, nowhere), torch.where(inside, log_det, -torch.inf))
+        return nothing_outside(x, inside, value, log_det, self.bound)
 
     def _find(self, point: Tensor, theta: Tensor, axis: int) -> tuple[_Found, Tensor, Tensor]:
         """Find the bin of `point` (k, n) on the x axis (0) or the y axis (1); also the softmax behind the knots.
@@ -332,13 +331,3 @@ def _without_tape(point: Tensor, theta: Tensor) -> bool:
 def _common_shape(x: Tensor, theta: Tensor) -> torch.Size:
     lead = theta.shape[:-1]
     return x.shape if x.shape == lead else torch.broadcast_shapes(x.shape, lead)
-
-
-def _raise_outside(outside: Tensor, bound: float) -> None:
-    if bool(outside.any()):
-        rows = outside.reshape(-1).nonzero().squeeze(-1).tolist()
-        raise InverseError(
-            f"inverse: {len(rows)} values lie outside [-{bound}, {bound}] (first flat indices {rows[:5]}), where "
-            "a spline without tails has no inverse; use tails='linear' or a Box base.",
-            rows,
-        )

@@ -24,6 +24,8 @@ from rosenblatt.core.density import Flow
 from rosenblatt.core.errors import OptionError
 from rosenblatt.core.registry import register
 from rosenblatt.core.transform import Compose, Transform
+from rosenblatt.elementwise.base import Elementwise
+from rosenblatt.elementwise.polynomial_spline import NAMES, PolynomialSpline
 from rosenblatt.elementwise.spline import RationalQuadraticSpline
 from rosenblatt.layers.conditional import Conditional
 from rosenblatt.layers.linear import LU, Permutation
@@ -42,6 +44,7 @@ def nsf(
     transforms: int = 5,
     bins: int = 8,
     bound: float = 5.0,
+    spline: str = "rational_quadratic",
     hidden: int = 128,
     blocks: int = 2,
     linear: str = "lu",
@@ -51,8 +54,9 @@ def nsf(
     """Build a neural spline flow for `features` columns.
 
     `linear` is what stands before each spline: "lu" (random permutation and LU factors, as published), "permutation"
-    (random permutation alone) or "none" (the order turns around instead). With `residual=False`, `blocks` counts plain
-    hidden layers. Raises `OptionError` for another `linear` or sizes that make no model.
+    (random permutation alone) or "none" (the order turns around instead). `spline` may also be "linear", "quadratic" or
+    "cubic", a polynomial in each bin (the cubic's inverse is a root search). With `residual=False`, `blocks` counts
+    plain hidden layers. Raises `OptionError` for another `linear` or `spline`, or sizes that make no model.
 
     >>> import torch
     >>> nsf(3, transforms=2, hidden=16, coupling=True).log_prob(torch.zeros(4, 3)).shape
@@ -66,8 +70,8 @@ def nsf(
     steps: list[Transform] = []
     for number in range(transforms):
         steps.extend(_linear(linear, features))
-        spline = RationalQuadraticSpline(bins=bins, bound=bound)
-        params = spline.spec.size
+        bend = _spline(spline, bins, bound)
+        params = bend.spec.size
         net: dict[str, Any] = {
             "hidden": hidden,
             "blocks": blocks,
@@ -81,9 +85,18 @@ def nsf(
         else:
             turned = order[::-1] if linear == "none" and number % 2 else order
             conditioner = Masked(features, params, order=turned, **net)
-        steps.append(Conditional(spline, conditioner))
+        steps.append(Conditional(bend, conditioner))
     steps.extend(_linear(linear, features))
     return Flow(Compose(steps), StandardNormal(features), context=context)
+
+
+def _spline(kind: str, bins: int, bound: float) -> Elementwise:
+    if kind == "rational_quadratic":
+        return RationalQuadraticSpline(bins=bins, bound=bound)
+    if kind not in NAMES:
+        known = ", ".join(map(repr, ("rational_quadratic", *NAMES)))
+        raise OptionError(f"spline: '{kind}' came, one of {known} was expected.")
+    return PolynomialSpline(degree=NAMES[kind], bins=bins, bound=bound)
 
 
 def _linear(kind: str, features: int) -> list[Transform]:

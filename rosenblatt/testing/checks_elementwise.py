@@ -162,7 +162,8 @@ def check_mass(row: ElementwiseRow) -> None:
     levels = base.quantile(torch.cat([tails, u, 1 - tails]).sort().values).expand(len(theta), -1)
     edges = elementwise.inverse(levels, theta.unsqueeze(1).expand(*levels.shape, -1)).value
     even = edges[:, :1] + torch.linspace(0, 1, 100, dtype=torch.float64) * (edges[:, -1:] - edges[:, :1])
-    ends = torch.tensor([elementwise.domain.lower, elementwise.domain.upper], dtype=torch.float64)
+    # And at hard points: a jump of the density beside an edge would fall between the nodes.
+    ends = torch.tensor([elementwise.domain.lower, elementwise.domain.upper, *row.points], dtype=torch.float64)
     outer = ends[torch.isfinite(ends)].expand(len(theta), -1)
     edges = torch.cat([edges, even, outer], dim=-1).sort(dim=-1).values
     row_of = torch.arange(len(theta)).unsqueeze(-1).expand(-1, edges.shape[1] - 1).flatten()
@@ -301,6 +302,7 @@ def check_broadcasting(row: ElementwiseRow) -> None:
     shapes = (((), ()), ((1,), ()), ((3,), (3,)), ((3,), ()), ((2, 3), (3,)), ((2, 3), (2, 1)), ((0,), ()))
     for x_shape, theta_shape in shapes:
         x = torch.randn(x_shape, generator=generator, dtype=torch.float64)
+        x = x.clamp(elementwise.domain.lower, elementwise.domain.upper)
         theta = start + torch.randn(*theta_shape, size, generator=generator, dtype=torch.float64)
         whole = elementwise(x, theta)
         shape = torch.broadcast_shapes(x_shape, theta_shape)

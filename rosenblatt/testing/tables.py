@@ -22,13 +22,16 @@ from rosenblatt.core.registry import build
 from rosenblatt.core.transform import Compose
 from rosenblatt.elementwise.affine import Affine
 from rosenblatt.elementwise.base import Elementwise, UnitElementwise
+from rosenblatt.elementwise.bernstein import BernsteinPolynomial
+from rosenblatt.elementwise.circular import CircularSpline
 from rosenblatt.elementwise.monotone_net import MonotoneNet
+from rosenblatt.elementwise.polynomial_spline import PolynomialSpline
 from rosenblatt.elementwise.sigmoid_mixture import DeepSigmoid, LogisticMixture
 from rosenblatt.elementwise.spline import RationalQuadraticSpline
 from rosenblatt.layers.conditional import Conditional
 from rosenblatt.layers.scaling import Standardise
 from rosenblatt.layers.support import SupportMap
-from rosenblatt.testing import oracles
+from rosenblatt.testing import oracles, oracles_splines
 from rosenblatt.testing.oracles import Oracle
 
 M = TypeVar("M", bound=nn.Module)
@@ -160,6 +163,21 @@ ELEMENTWISE: dict[str, ElementwiseRow] = {
         ElementwiseRow(
             "spline_box", lambda: RationalQuadraticSpline(6, 3.0, "none"), oracles.spline, (-3.0, -2.0, 1.0, 3.0)
         ),
+        ElementwiseRow("bernstein", lambda: BernsteinPolynomial(8), oracles_splines.bernstein, (-3.0, 3.0)),
+        ElementwiseRow(
+            "bernstein_box", lambda: BernsteinPolynomial(8, 3.0, "none"), oracles_splines.bernstein, (-3.0, 3.0)
+        ),
+        ElementwiseRow(
+            "linear_spline",
+            lambda: PolynomialSpline(1, 6),
+            oracles_splines.polynomial_spline,
+            (-3.0, -2.0, -1.0, 1.0, 2.0, 3.0, 0.0),
+        ),
+        ElementwiseRow(
+            "quadratic_spline", lambda: PolynomialSpline(2, 6), oracles_splines.polynomial_spline, (-3.0, 3.0)
+        ),
+        ElementwiseRow("cubic_spline", lambda: PolynomialSpline(3, 6), oracles_splines.polynomial_spline, (-3.0, 3.0)),
+        ElementwiseRow("circular_spline", lambda: CircularSpline(6), oracles_splines.circular, (-3.1, 3.1)),
         ElementwiseRow("logistic_mixture", lambda: LogisticMixture(5), oracles.logistic_mixture, (), 0.02),
         ElementwiseRow("deep_sigmoid", lambda: DeepSigmoid(6, 2), oracles.deep_sigmoid, (), 0.05, 1e-11),
         ElementwiseRow("nits_mixture", lambda: MonotoneNet((8, 1), epsilon=0.0), oracles.monotone_net, (), _NITS_START),
@@ -219,6 +237,12 @@ MODELS: dict[str, ModelRow] = {
         ModelRow("nsf", _model("nsf", transforms=2, hidden=16), traced=True),
         ModelRow("nsf_coupling", _model("nsf", transforms=3, hidden=16, coupling=True), traced=True),
         ModelRow("nsf_context", _model("nsf", 2, transforms=2, hidden=16), context=2),
+        ModelRow("nsf_linear", _model("nsf", transforms=2, hidden=16, spline="linear", coupling=True)),
+        ModelRow("nsf_quadratic", _model("nsf", transforms=2, hidden=16, spline="quadratic")),
+        ModelRow("nsf_cubic", _model("nsf", transforms=2, hidden=16, spline="cubic", linear="none")),
+        ModelRow("bernstein", _model("bernstein", transforms=2, hidden=16, degree=6), traced=True),
+        ModelRow("bernstein_coupling", _model("bernstein", transforms=2, hidden=16, degree=6, coupling=True)),
+        ModelRow("bernstein_context", _model("bernstein", 2, transforms=2, hidden=16, degree=6), context=2),
         ModelRow("made_mixture", _model("made_mixture", hidden=16)),
         ModelRow("gaussian", _model("gaussian")),
         ModelRow("gaussian_context", _model("gaussian", 2), context=2),
