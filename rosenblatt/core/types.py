@@ -92,7 +92,7 @@ class ParamSpec:
         parts = torch.split(theta, self.sizes, dim=-1)
         lead = theta.shape[:-1]
         return {
-            name: part.reshape(*lead, *shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
+            name: part.reshape((*lead, *shape)) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
         }
 
     def join(self, **parts: Tensor) -> Tensor:
