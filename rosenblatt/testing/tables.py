@@ -24,6 +24,9 @@ from rosenblatt.elementwise.affine import Affine
 from rosenblatt.elementwise.base import Elementwise, UnitElementwise
 from rosenblatt.elementwise.bernstein import BernsteinPolynomial
 from rosenblatt.elementwise.circular import CircularSpline
+from rosenblatt.elementwise.dense_sigmoid import DenseSigmoid
+from rosenblatt.elementwise.elf import ExactLipschitz
+from rosenblatt.elementwise.integral import IntegratedNet, SumOfSquares
 from rosenblatt.elementwise.monotone_net import MonotoneNet
 from rosenblatt.elementwise.polynomial_spline import PolynomialSpline
 from rosenblatt.elementwise.sigmoid_mixture import DeepSigmoid, LogisticMixture
@@ -31,7 +34,7 @@ from rosenblatt.elementwise.spline import RationalQuadraticSpline
 from rosenblatt.layers.conditional import Conditional
 from rosenblatt.layers.scaling import Standardise
 from rosenblatt.layers.support import SupportMap
-from rosenblatt.testing import oracles, oracles_splines
+from rosenblatt.testing import oracles, oracles_integrals, oracles_splines
 from rosenblatt.testing.oracles import Oracle
 
 M = TypeVar("M", bound=nn.Module)
@@ -191,6 +194,19 @@ ELEMENTWISE: dict[str, ElementwiseRow] = {
             0.06,
             1e-11,
         ),
+        ElementwiseRow("elf", lambda: ExactLipschitz(6), oracles_integrals.exact_lipschitz),
+        ElementwiseRow("elf_relu", lambda: ExactLipschitz(6, activation="relu"), oracles_integrals.exact_lipschitz),
+        ElementwiseRow(
+            "sum_of_squares", lambda: SumOfSquares(2, 3, bound=5.0), oracles_integrals.sum_of_squares, (-5.0, 5.0), 0.02
+        ),
+        ElementwiseRow(
+            "integrated_net",
+            lambda: IntegratedNet(5, bound=4.0, cells=8, nodes=3),
+            oracles_integrals.integrated_net,
+            (-4.0, 4.0, 0.5),
+            1e-12,
+        ),
+        ElementwiseRow("dense_sigmoid", lambda: DenseSigmoid(4, 2), oracles_integrals.dense_sigmoid, (), 0.05, 1e-11),
     )
 }
 
@@ -246,5 +262,10 @@ MODELS: dict[str, ModelRow] = {
         ModelRow("made_mixture", _model("made_mixture", hidden=16)),
         ModelRow("gaussian", _model("gaussian")),
         ModelRow("gaussian_context", _model("gaussian", 2), context=2),
+        ModelRow("elf", _model("elf", transforms=2, units=6, hidden=16), traced=True),
+        ModelRow("sos", _model("sos", transforms=2, squares=2, hidden=16)),
+        ModelRow("umnn", _model("umnn", transforms=1, units=4, cells=8, nodes=3, hidden=16)),
+        ModelRow("naf_context", _model("naf", 2, transforms=1, units=4, hidden=16), context=2),
+        ModelRow("naf_dense", _model("naf", transforms=1, units=4, dense=True, hidden=16)),
     )
 }
