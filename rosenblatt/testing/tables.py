@@ -20,11 +20,13 @@ from rosenblatt.core.density import FactorisedDensity, Flow
 from rosenblatt.core.errors import OptionError
 from rosenblatt.core.registry import build
 from rosenblatt.core.transform import Compose
+from rosenblatt.elementwise.additive import Additive
 from rosenblatt.elementwise.affine import Affine
 from rosenblatt.elementwise.base import Elementwise, UnitElementwise
 from rosenblatt.elementwise.monotone_net import MonotoneNet
 from rosenblatt.elementwise.sigmoid_mixture import DeepSigmoid, LogisticMixture
 from rosenblatt.elementwise.spline import RationalQuadraticSpline
+from rosenblatt.elementwise.tanh_bump import TanhBump
 from rosenblatt.layers.conditional import Conditional
 from rosenblatt.layers.scaling import Standardise
 from rosenblatt.layers.support import SupportMap
@@ -156,6 +158,8 @@ ELEMENTWISE: dict[str, ElementwiseRow] = {
     row.name: row
     for row in (
         ElementwiseRow("affine", Affine, oracles.affine),
+        ElementwiseRow("additive", Additive, oracles.additive),
+        ElementwiseRow("tanh_bump", TanhBump, oracles.tanh_bump),
         ElementwiseRow("spline", lambda: RationalQuadraticSpline(6, 3.0), oracles.spline, (-3.0, -2.0, 1.0, 3.0)),
         ElementwiseRow(
             "spline_box", lambda: RationalQuadraticSpline(6, 3.0, "none"), oracles.spline, (-3.0, -2.0, 1.0, 3.0)
