@@ -11,6 +11,10 @@ from rosenblatt.core.errors import OptionError
 from rosenblatt.core.types import Mapped, ParamSpec
 from rosenblatt.elementwise.fused import Fused
 
+# Of a whole stack. On heavy-tailed standardised data, five layers free to contract by e^2 each came back from a float32
+# round trip wrong by 0.4; within these bounds by 5e-5, at the same likelihood to 0.02 nats.
+STACK_CONTRACT, STACK_STRETCH = 3.5, 10.0
+
 
 class Affine(Fused):
     """Shift and scale `y = (x - shift) * scale` with a smoothly bounded scale.
@@ -39,6 +43,17 @@ class Affine(Fused):
         # Numbers of a tensor's own kind are added without a conversion at every call.
         self.offset, self.lowest = torch.tensor([math.log(share / (1 - share)), self.low], dtype=torch.float64).unbind()
         self.steepness = 1 / ((self.high - self.low) * share * (1 - share))
+
+    @classmethod
+    def one_of(cls, layers: int, *, backwards: bool = False) -> Affine:
+        """One of `layers` stacked maps that together contract by at most e^3.5 and stretch by at most e^10.
+
+        With `backwards` these are the bounds of the inverses. Raises `OptionError` unless layers >= 1.
+        """
+        if layers < 1:
+            raise OptionError(f"layers: {layers} came, an integer >= 1 was expected.")
+        contract, stretch = STACK_CONTRACT / layers, STACK_STRETCH / layers
+        return cls(stretch, contract) if backwards else cls(contract, stretch)
 
     def evaluate(self, x: Tensor, theta: Tensor) -> Mapped:
         """Shift, then scale."""

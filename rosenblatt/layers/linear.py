@@ -67,7 +67,7 @@ class LU(Transform):
 
     def __init__(self, features: int) -> None:
         super().__init__()
-        _require_features(features)
+        require_features(features)
         self.factors = nn.Parameter(torch.zeros(features, features))  # L below the diagonal, U above it
         self.log_diagonal = nn.Parameter(torch.zeros(features))
         self.bias = nn.Parameter(torch.zeros(features))
@@ -75,7 +75,7 @@ class LU(Transform):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Mapped:
         """Multiply."""
         lower, upper, log_diagonal = self._triangles(x.dtype)
-        value = _multiply(x, lower, upper) + self.bias
+        value = multiply(x, lower, upper) + self.bias
         return Mapped(value, log_diagonal.sum().expand(x.shape[:-1]))
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Mapped:
@@ -104,16 +104,16 @@ class Rotation(Transform):
 
     def __init__(self, features: int) -> None:
         super().__init__()
-        _require_features(features)
+        require_features(features)
         self.generator = nn.Parameter(torch.zeros(features, features))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Mapped:
         """Rotate."""
-        return Mapped(_multiply(x, self._matrix().to(x.dtype)), x.new_zeros(x.shape[:-1]))
+        return Mapped(multiply(x, self._matrix().to(x.dtype)), x.new_zeros(x.shape[:-1]))
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Mapped:
         """Rotate back."""
-        return Mapped(_multiply(y, self._matrix().mT.to(y.dtype)), y.new_zeros(y.shape[:-1]))
+        return Mapped(multiply(y, self._matrix().mT.to(y.dtype)), y.new_zeros(y.shape[:-1]))
 
     def _matrix(self) -> Tensor:
         # In float64, so that Q is orthogonal to the last digit of the dtype in use.
@@ -122,7 +122,7 @@ class Rotation(Transform):
         return matrix
 
 
-def _multiply(x: Tensor, *factors: Tensor) -> Tensor:
+def multiply(x: Tensor, *factors: Tensor) -> Tensor:
     """Product of the matrices times every vector; a row with an infinity (outside a support) becomes infinite."""
     # Autocast would round the data to half precision.
     device = "cpu" if x.is_meta else x.device.type  # the meta device knows no autocast
@@ -133,6 +133,7 @@ def _multiply(x: Tensor, *factors: Tensor) -> Tensor:
         return torch.where(usable.all(dim=-1, keepdim=True), value, torch.inf)
 
 
-def _require_features(features: int) -> None:
+def require_features(features: int) -> None:
+    """Raise `OptionError` unless there is a column."""
     if features < 1:
         raise OptionError(f"features: {features} came, an integer >= 1 was expected.")

@@ -57,6 +57,19 @@ def affine(elementwise: Elementwise, x: Decimal, theta: Tensor) -> Decimal:
     return (x - shift) * (low + (high - low) * odds / (1 + odds))
 
 
+def additive(elementwise: Elementwise, x: Decimal, theta: Tensor) -> Decimal:
+    """`x - shift`."""
+    return x - _decimals(theta)[0]
+
+
+def tanh_bump(elementwise: Elementwise, x: Decimal, theta: Tensor) -> Decimal:
+    """`x + (s - 1) / k tanh(k x + offset)`, s a softplus that is 1 at raw = 0 and stays above exp(-2)."""
+    slope, steepness, offset = _decimals(theta)
+    low, k = Decimal(-2).exp(), _squash(steepness, 3, 3).exp()
+    s = low + (1 - low) * (1 + (Decimal(1).exp() - 1) * slope.exp()).ln()
+    return x + (s - 1) / k * _tanh(k * x + offset)
+
+
 def spline(elementwise: Elementwise, x: Decimal, theta: Tensor) -> Decimal:
     """Rational-quadratic spline in the published notation (Durkan et al. 2019, equation 4)."""
     assert isinstance(elementwise, RationalQuadraticSpline)

@@ -20,6 +20,7 @@ from rosenblatt.core.density import FactorisedDensity, Flow
 from rosenblatt.core.errors import OptionError
 from rosenblatt.core.registry import build
 from rosenblatt.core.transform import Compose
+from rosenblatt.elementwise.additive import Additive
 from rosenblatt.elementwise.affine import Affine
 from rosenblatt.elementwise.base import Elementwise, UnitElementwise
 from rosenblatt.elementwise.bernstein import BernsteinPolynomial
@@ -31,6 +32,7 @@ from rosenblatt.elementwise.monotone_net import MonotoneNet
 from rosenblatt.elementwise.polynomial_spline import PolynomialSpline
 from rosenblatt.elementwise.sigmoid_mixture import DeepSigmoid, LogisticMixture
 from rosenblatt.elementwise.spline import RationalQuadraticSpline
+from rosenblatt.elementwise.tanh_bump import TanhBump
 from rosenblatt.layers.conditional import Conditional
 from rosenblatt.layers.scaling import Standardise
 from rosenblatt.layers.support import SupportMap
@@ -162,6 +164,8 @@ ELEMENTWISE: dict[str, ElementwiseRow] = {
     row.name: row
     for row in (
         ElementwiseRow("affine", Affine, oracles.affine),
+        ElementwiseRow("additive", Additive, oracles.additive),
+        ElementwiseRow("tanh_bump", TanhBump, oracles.tanh_bump),
         ElementwiseRow("spline", lambda: RationalQuadraticSpline(6, 3.0), oracles.spline, (-3.0, -2.0, 1.0, 3.0)),
         ElementwiseRow(
             "spline_box", lambda: RationalQuadraticSpline(6, 3.0, "none"), oracles.spline, (-3.0, -2.0, 1.0, 3.0)
@@ -250,6 +254,19 @@ MODELS: dict[str, ModelRow] = {
         ModelRow("nits_in_units", _in_units, traced=True),
         ModelRow("maf", _model("maf", transforms=3, hidden=16), traced=True),
         ModelRow("maf_context", _model("maf", 2, transforms=2, hidden=16), context=2),
+        ModelRow("maf_mixture", _model("maf", transforms=2, hidden=16, components=4)),
+        ModelRow("iaf", _model("iaf", transforms=2, hidden=16)),
+        ModelRow("iaf_context", _model("iaf", 2, transforms=2, hidden=16), context=2),
+        ModelRow("realnvp", _model("realnvp", transforms=3, hidden=16)),
+        ModelRow("realnvp_additive", _model("realnvp", transforms=3, hidden=16, additive=True)),
+        ModelRow("realnvp_context", _model("realnvp", 2, transforms=2, hidden=16), context=2),
+        ModelRow("glow", _model("glow", transforms=2, hidden=16)),
+        ModelRow("glow_svd", _model("glow", transforms=2, hidden=16, linear="svd")),
+        ModelRow("planar", _model("planar", transforms=4)),
+        ModelRow("planar_radial", _model("planar", transforms=3, radial=True)),
+        ModelRow("planar_context", _model("planar", 2, transforms=2, hidden=8), context=2),
+        ModelRow("sylvester", _model("sylvester", transforms=2)),
+        ModelRow("sylvester_context", _model("sylvester", 2, transforms=1, hidden=8), context=2),
         ModelRow("nsf", _model("nsf", transforms=2, hidden=16), traced=True),
         ModelRow("nsf_coupling", _model("nsf", transforms=3, hidden=16, coupling=True), traced=True),
         ModelRow("nsf_context", _model("nsf", 2, transforms=2, hidden=16), context=2),
