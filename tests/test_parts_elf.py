@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+import rosenblatt.models  # noqa: F401 - enters every model in the registry
 from rosenblatt.core.errors import OptionError
 from rosenblatt.core.registry import build
 from rosenblatt.data import TOYS
@@ -53,9 +54,9 @@ def test_a_unit_that_never_switches_changes_no_slope():
     assert relu_constant(inner, offset, outer).item() == 0.25
 
 
-@pytest.mark.parametrize("activation", ["tanh", "softplus"])
-def test_smooth_bound_holds_and_is_attained(activation):
-    derivative = ACTIVATIONS[activation][1]
+@pytest.mark.parametrize("unit", ["tanh", "softplus"])
+def test_smooth_bound_holds_and_is_attained(unit):
+    derivative = ACTIVATIONS[unit][1]
     inner, offset, outer = (normal(1000, 6, seed=seed) for seed in range(3))
     x = torch.linspace(-10, 10, 1001, dtype=torch.float64).unsqueeze(-1)
     slopes = ((outer * inner).unsqueeze(1) * derivative(inner.unsqueeze(1) * x + offset.unsqueeze(1))).sum(dim=-1)
@@ -65,7 +66,7 @@ def test_smooth_bound_holds_and_is_attained(activation):
     # Steep together where the others are flat: falling units of tanh far away, of softplus turned off.
     inner, outer = torch.tensor([1.0, 2.0, 1.0]).double(), torch.tensor([1.0, 1.0, -2.0]).double()
     offset = torch.tensor([0.0, 0.0, -40.0]).double()
-    at = torch.tensor(0.0 if activation == "tanh" else 20.0).double()
+    at = torch.tensor(0.0 if unit == "tanh" else 20.0).double()
     attained = (outer * inner * derivative(inner * at + offset)).sum()
     assert attained.item() == pytest.approx(smooth_constant(inner, outer).item(), abs=1e-8)
 
@@ -81,11 +82,11 @@ def test_shrinking_leaves_small_networks_alone_and_keeps_large_ones_below_the_li
     assert (constant * ratio)[3:].tolist() == pytest.approx([0.9, 0.9], rel=1e-9)
 
 
-@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+@pytest.mark.parametrize("unit", list(ACTIVATIONS))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_slope_stays_within_the_constant_for_wild_weights(activation, dtype):
+def test_slope_stays_within_the_constant_for_wild_weights(unit, dtype):
     for scale in (1.0, 5.0, 50.0, 1e6, 1e30):
-        elf = ExactLipschitz(64, activation=activation, lipschitz=0.99)
+        elf = ExactLipschitz(64, unit=unit, lipschitz=0.99)
         theta = normal(50, elf.spec.size, scale=scale, seed=3).to(dtype)
         theta[:, 0] = 0
         constant = elf.constant(theta)
@@ -98,7 +99,7 @@ def test_slope_stays_within_the_constant_for_wild_weights(activation, dtype):
 
 
 def test_units_that_cancel_leave_no_slope_beyond_the_constant_between_rounded_breakpoints():
-    elf = ExactLipschitz(2, activation="relu", lipschitz=0.99)
+    elf = ExactLipschitz(2, unit="relu", lipschitz=0.99)
     inner, outer = torch.tensor([[0.3, 0.9], [9.0, -3.0]], dtype=torch.float64)  # products 2.7 and -2.7
     offset = 7.1 * inner  # the same breakpoint but for rounding
     raw = [10 * torch.atanh(part / 10) for part in (outer, inner)]
@@ -125,10 +126,10 @@ def test_repetition_converges_to_what_the_search_finds():
     assert errors[-1] < errors[19] < errors[4]
 
 
-@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+@pytest.mark.parametrize("unit", list(ACTIVATIONS))
 @pytest.mark.parametrize("scale", [1.0, 3.0, 50.0])
-def test_round_trip_up_to_a_thousand(activation, scale):
-    elf = ExactLipschitz(8, activation=activation)
+def test_round_trip_up_to_a_thousand(unit, scale):
+    elf = ExactLipschitz(8, unit=unit)
     theta = elf.start().double() + normal(400, elf.spec.size, seed=6, scale=scale)
     x = torch.cat([torch.linspace(-1e3, 1e3, 201).double(), normal(199, seed=7)])
     y = elf(x, theta).value
@@ -154,18 +155,18 @@ def test_bounded_units_move_a_point_by_no_more_than_their_weights():
 
 
 @pytest.mark.parametrize(
-    "make",
+    ("make", "message"),
     [
-        lambda: ExactLipschitz(0),
-        lambda: ExactLipschitz(activation="elu"),
-        lambda: ExactLipschitz(lipschitz=1.0),
-        lambda: ExactLipschitz(lipschitz=0.0),
-        lambda: build("elf", 2, options={"transforms": 0}),
-        lambda: build("elf", 2, options={"unit": "sine"}),
+        (lambda: ExactLipschitz(0), "units: 0"),
+        (lambda: ExactLipschitz(unit="elu"), "unit: 'elu'"),
+        (lambda: ExactLipschitz(lipschitz=1.0), "lipschitz: 1.0"),
+        (lambda: ExactLipschitz(lipschitz=0.0), "lipschitz: 0.0"),
+        (lambda: build("elf", 2, options={"transforms": 0}), "transforms: 0"),
+        (lambda: build("elf", 2, options={"unit": "sine"}), "unit: 'sine'"),
     ],
 )
-def test_bad_options_are_refused(make):
-    with pytest.raises(OptionError):
+def test_bad_options_are_refused(make, message):
+    with pytest.raises(OptionError, match=message):
         make()
 
 

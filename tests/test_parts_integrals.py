@@ -9,6 +9,7 @@ import torch
 from numpy.polynomial import Polynomial
 from numpy.polynomial.legendre import leggauss
 
+import rosenblatt.models  # noqa: F401 - enters every model in the registry
 from rosenblatt.core.errors import InverseError, OptionError
 from rosenblatt.core.quadrature import gauss_legendre
 from rosenblatt.core.registry import build
@@ -228,22 +229,22 @@ def test_no_gradient_is_ever_nan_or_infinite(part):
 
 
 @pytest.mark.parametrize(
-    "make",
+    ("make", "message"),
     [
-        lambda: SumOfSquares(0),
-        lambda: SumOfSquares(degree=0),
-        lambda: SumOfSquares(bound=math.inf),
-        lambda: IntegratedNet(0),
-        lambda: IntegratedNet(nodes=0),
-        lambda: IntegratedNet(cells=3),
-        lambda: IntegratedNet(bound=-1.0),
-        lambda: DenseSigmoid(0),
-        lambda: DenseSigmoid(layers=0),
-        lambda: build("sos", 2, options={"transforms": 0}),
-        lambda: build("umnn", 2, options={"transforms": 0}),
-        lambda: build("naf", 2, options={"transforms": 0}),
+        (lambda: SumOfSquares(0), "squares: 0"),
+        (lambda: SumOfSquares(degree=0), "degree: 0"),
+        (lambda: SumOfSquares(bound=math.inf), "bound: inf"),
+        (lambda: IntegratedNet(0), "units: 0"),
+        (lambda: IntegratedNet(nodes=0), "nodes: 0"),
+        (lambda: IntegratedNet(cells=3), "cells: 3"),
+        (lambda: IntegratedNet(bound=-1.0), "bound: -1.0"),
+        (lambda: DenseSigmoid(0), "units: 0"),
+        (lambda: DenseSigmoid(layers=0), "layers: 0"),
+        (lambda: build("sos", 2, options={"transforms": 0}), "transforms: 0"),
+        (lambda: build("umnn", 2, options={"transforms": 0}), "transforms: 0"),
+        (lambda: build("naf", 2, options={"transforms": 0}), "transforms: 0"),
     ],
 )
-def test_bad_options_are_refused(make):
-    with pytest.raises(OptionError):
+def test_bad_options_are_refused(make, message):
+    with pytest.raises(OptionError, match=message):
         make()

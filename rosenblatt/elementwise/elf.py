@@ -50,16 +50,16 @@ class ExactLipschitz(Elementwise):
     tensor([2.])
     """
 
-    def __init__(self, units: int = 32, *, activation: str = "tanh", lipschitz: float = 0.97) -> None:
+    def __init__(self, units: int = 32, *, unit: str = "tanh", lipschitz: float = 0.97) -> None:
         super().__init__()
         if units < 1:
             raise OptionError(f"units: {units} came, an integer >= 1 was expected.")
-        if activation not in ACTIVATIONS:
-            raise OptionError(f"activation: '{activation}' came, choose one of {', '.join(ACTIVATIONS)}.")
+        if unit not in ACTIVATIONS:
+            raise OptionError(f"unit: '{unit}' came, choose one of {', '.join(ACTIVATIONS)}.")
         if not 0 < lipschitz <= 0.99:
             raise OptionError(f"lipschitz: {lipschitz} came, a number in (0, 0.99] was expected.")
         self.units = units
-        self.activation = activation
+        self.unit = unit
         self.lipschitz = lipschitz
         self.spec = ParamSpec(shift=(), outer=(units,), inner=(units,), offset=(units,))
 
@@ -74,12 +74,12 @@ class ExactLipschitz(Elementwise):
         """Add the network, and return log(1 + g')."""
         net = self._decode(theta.to(x.dtype))
         inside = x.clamp(-LARGEST_INPUT, LARGEST_INPUT).unsqueeze(-1)
-        if self.activation == "relu":
+        if self.unit == "relu":
             # Counted over the same breakpoints as the constant, so that rounding cannot put a slope beyond it.
             passed = (_breakpoints(net.inner, net.offset) < inside).to(x.dtype)
             slope = _leftmost_slope(net.inner, net.outer) + (net.outer * net.inner.abs() * passed).sum(dim=-1)
         else:
-            derivative = ACTIVATIONS[self.activation][1]
+            derivative = ACTIVATIONS[self.unit][1]
             slope = (net.outer * net.inner * derivative(net.inner * inside + net.offset)).sum(dim=-1)
         slope = torch.where(x.abs() > LARGEST_INPUT, 0.0, slope)
         return Mapped(self._value(x, *net), torch.log1p(slope))
@@ -95,7 +95,7 @@ class ExactLipschitz(Elementwise):
 
     def _value(self, x: Tensor, shift: Tensor, outer: Tensor, inner: Tensor, offset: Tensor) -> Tensor:
         z = inner * x.clamp(-LARGEST_INPUT, LARGEST_INPUT).unsqueeze(-1) + offset
-        return x + shift + (outer * ACTIVATIONS[self.activation][0](z)).sum(dim=-1)
+        return x + shift + (outer * ACTIVATIONS[self.unit][0](z)).sum(dim=-1)
 
     def _decode(self, theta: Tensor) -> _Net:
         parts = self.spec.split(theta)
@@ -105,7 +105,7 @@ class ExactLipschitz(Elementwise):
         return _Net(parts["shift"], outer, inner, offset)
 
     def _raw_constant(self, inner: Tensor, offset: Tensor, outer: Tensor) -> Tensor:
-        if self.activation == "relu":
+        if self.unit == "relu":
             return relu_constant(inner, offset, outer)
         return smooth_constant(inner, outer)
 

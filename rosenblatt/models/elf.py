@@ -59,7 +59,7 @@ def elf(
     order = list(range(features))
     steps: list[Transform] = []
     for number in range(transforms):
-        network = ExactLipschitz(units, activation=unit, lipschitz=lipschitz)
+        network = ExactLipschitz(units, unit=unit, lipschitz=lipschitz)
         conditioner = Masked(
             features,
             network.spec.size,

@@ -34,7 +34,7 @@ def exact_lipschitz(elementwise: Elementwise, x: Decimal, theta: Tensor) -> Deci
     shift, *raw = _decimals(theta)
     outer, inner = ([_squash(value, 10, 10) for value in part] for part in (raw[:k], raw[k : 2 * k]))
     offset = raw[2 * k :]
-    if elementwise.activation == "relu":
+    if elementwise.unit == "relu":
         ends = sorted(-b / w for w, b in zip(inner, offset, strict=True) if w != 0)
         inside = [(low + high) / 2 for low, high in pairwise(ends)]
         places = [*inside, *([ends[0] - 1, ends[-1] + 1] if ends else [])]
@@ -49,7 +49,7 @@ def exact_lipschitz(elementwise: Elementwise, x: Decimal, theta: Tensor) -> Deci
         "relu": lambda z: max(z, Decimal(0)),
         "tanh": _tanh,
         "softplus": lambda z: (1 + z.exp()).ln(),
-    }[elementwise.activation]
+    }[elementwise.unit]
     return x + shift + _dot(outer, [act(w * x + b) for w, b in zip(inner, offset, strict=True)]) / shrink
 
 

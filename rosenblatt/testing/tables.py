@@ -199,7 +199,7 @@ ELEMENTWISE: dict[str, ElementwiseRow] = {
             1e-11,
         ),
         ElementwiseRow("elf", lambda: ExactLipschitz(6), oracles_integrals.exact_lipschitz),
-        ElementwiseRow("elf_relu", lambda: ExactLipschitz(6, activation="relu"), oracles_integrals.exact_lipschitz),
+        ElementwiseRow("elf_relu", lambda: ExactLipschitz(6, unit="relu"), oracles_integrals.exact_lipschitz),
         ElementwiseRow(
             "sum_of_squares", lambda: SumOfSquares(2, 3, bound=5.0), oracles_integrals.sum_of_squares, (-5.0, 5.0), 0.02
         ),
