@@ -24,11 +24,13 @@ from rosenblatt.elementwise.affine import Affine
 from rosenblatt.elementwise.base import Elementwise, UnitElementwise
 from rosenblatt.elementwise.monotone_net import MonotoneNet
 from rosenblatt.elementwise.sigmoid_mixture import DeepSigmoid, LogisticMixture
+from rosenblatt.elementwise.simple import Arcsinh, Kumaraswamy, SinhArcsinh, TwoSlopes, YeoJohnson
 from rosenblatt.elementwise.spline import RationalQuadraticSpline
+from rosenblatt.elementwise.tails import ParetoTails, TailTransform
 from rosenblatt.layers.conditional import Conditional
 from rosenblatt.layers.scaling import Standardise
 from rosenblatt.layers.support import SupportMap
-from rosenblatt.testing import oracles
+from rosenblatt.testing import oracles, oracles_tails
 from rosenblatt.testing.oracles import Oracle
 
 M = TypeVar("M", bound=nn.Module)
@@ -151,6 +153,7 @@ def _in_units(features: int) -> Flow:
 
 _NITS_START = 0.035
 _WIDTHS = [8, 8, 1]
+_ROUNDED = 1e-12  # the identity up to the rounding of the functions it is made of
 
 ELEMENTWISE: dict[str, ElementwiseRow] = {
     row.name: row
@@ -173,6 +176,14 @@ ELEMENTWISE: dict[str, ElementwiseRow] = {
             0.06,
             1e-11,
         ),
+        ElementwiseRow("sinh_arcsinh", SinhArcsinh, oracles_tails.sinh_arcsinh, (), _ROUNDED),
+        ElementwiseRow("two_slopes", TwoSlopes, oracles_tails.two_slopes),
+        ElementwiseRow("two_slopes_sharp", lambda: TwoSlopes(sharp=True), oracles_tails.two_slopes),
+        ElementwiseRow("yeo_johnson", YeoJohnson, oracles_tails.yeo_johnson, (), _ROUNDED),
+        ElementwiseRow("arcsinh", Arcsinh, oracles_tails.arcsinh, (), 0.01),
+        ElementwiseRow("kumaraswamy", Kumaraswamy, oracles_tails.kumaraswamy, (), _ROUNDED),
+        ElementwiseRow("pareto_tails", ParetoTails, oracles_tails.pareto_tails, (), 0.02),
+        ElementwiseRow("tail_transform", TailTransform, oracles_tails.tail_transform, (), 0.1),
     )
 }
 
