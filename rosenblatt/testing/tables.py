@@ -151,6 +151,12 @@ def _in_units(features: int) -> Flow:
     return _model("nits", hidden=16, widths=_WIDTHS)(features).after(Compose([SupportMap(used), scaling]))
 
 
+def _mtaf(features: int) -> Flow:
+    """Light and heavy columns in turn."""
+    df = [None, 5.0, None, 8.0][:features]
+    return _model("mtaf", df=df, transforms=2, hidden=16)(features)
+
+
 _NITS_START = 0.035
 _WIDTHS = [8, 8, 1]
 _ROUNDED = 1e-12  # the identity up to the rounding of the functions it is made of
@@ -230,6 +236,9 @@ MODELS: dict[str, ModelRow] = {
         ModelRow("nsf", _model("nsf", transforms=2, hidden=16), traced=True),
         ModelRow("nsf_coupling", _model("nsf", transforms=3, hidden=16, coupling=True), traced=True),
         ModelRow("nsf_context", _model("nsf", 2, transforms=2, hidden=16), context=2),
+        ModelRow("mtaf", _mtaf),
+        ModelRow("taf", _model("taf", transforms=2, hidden=16, df=10.0)),
+        ModelRow("gtaf", _model("gtaf", 2, transforms=2, hidden=16), context=2),
         ModelRow("made_mixture", _model("made_mixture", hidden=16)),
         ModelRow("gaussian", _model("gaussian")),
         ModelRow("gaussian_context", _model("gaussian", 2), context=2),
