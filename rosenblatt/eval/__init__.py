@@ -17,15 +17,19 @@ from rosenblatt.eval.calibration import (
     uniformity,
 )
 from rosenblatt.eval.mass import KernelProposal, grid_mass, importance_mass
+from rosenblatt.eval.tails import ColumnTail, TailReport, exponential_p_value, tail_report
 
 __all__ = [
+    "ColumnTail",
     "Difference",
     "Estimate",
     "KernelProposal",
     "RosenblattReport",
+    "TailReport",
     "Uniformity",
     "bits_per_dimension",
     "dkw_band",
+    "exponential_p_value",
     "grid_mass",
     "importance_mass",
     "mean_log_prob",
@@ -33,5 +37,6 @@ __all__ = [
     "paired_difference",
     "pit_bands",
     "rosenblatt_report",
+    "tail_report",
     "uniformity",
 ]

@@ -13,9 +13,10 @@ from rosenblatt.plot.corner import corner
 from rosenblatt.plot.marginals import marginals
 from rosenblatt.plot.pit import pit
 from rosenblatt.plot.style import FittedDensity, drawn, subject
+from rosenblatt.plot.tails import tails
 from rosenblatt.plot.training import training_curve
 
-__all__ = ["corner", "marginals", "pit", "save_plots", "training_curve"]
+__all__ = ["corner", "marginals", "pit", "save_plots", "tails", "training_curve"]
 
 SAMPLES = 10_000
 DOTS_PER_INCH = 110

@@ -31,12 +31,14 @@ from rosenblatt.elementwise.integral import IntegratedNet, SumOfSquares
 from rosenblatt.elementwise.monotone_net import MonotoneNet
 from rosenblatt.elementwise.polynomial_spline import PolynomialSpline
 from rosenblatt.elementwise.sigmoid_mixture import DeepSigmoid, LogisticMixture
+from rosenblatt.elementwise.simple import Arcsinh, Kumaraswamy, SinhArcsinh, TwoSlopes, YeoJohnson
 from rosenblatt.elementwise.spline import RationalQuadraticSpline
+from rosenblatt.elementwise.tails import ParetoTails, TailTransform
 from rosenblatt.elementwise.tanh_bump import TanhBump
 from rosenblatt.layers.conditional import Conditional
 from rosenblatt.layers.scaling import Standardise
 from rosenblatt.layers.support import SupportMap
-from rosenblatt.testing import oracles, oracles_integrals, oracles_splines
+from rosenblatt.testing import oracles, oracles_integrals, oracles_splines, oracles_tails
 from rosenblatt.testing.oracles import Oracle
 
 M = TypeVar("M", bound=nn.Module)
@@ -157,8 +159,15 @@ def _in_units(features: int) -> Flow:
     return _model("nits", hidden=16, widths=_WIDTHS)(features).after(Compose([SupportMap(used), scaling]))
 
 
+def _mtaf(features: int) -> Flow:
+    """Light and heavy columns in turn."""
+    df = [None, 5.0, None, 8.0][:features]
+    return _model("mtaf", df=df, transforms=2, hidden=16)(features)
+
+
 _NITS_START = 0.035
 _WIDTHS = [8, 8, 1]
+_ROUNDED = 1e-12  # the identity up to the rounding of the functions it is made of
 
 ELEMENTWISE: dict[str, ElementwiseRow] = {
     row.name: row
@@ -211,6 +220,14 @@ ELEMENTWISE: dict[str, ElementwiseRow] = {
             1e-12,
         ),
         ElementwiseRow("dense_sigmoid", lambda: DenseSigmoid(4, 2), oracles_integrals.dense_sigmoid, (), 0.05, 1e-11),
+        ElementwiseRow("sinh_arcsinh", SinhArcsinh, oracles_tails.sinh_arcsinh, (), _ROUNDED),
+        ElementwiseRow("two_slopes", TwoSlopes, oracles_tails.two_slopes),
+        ElementwiseRow("two_slopes_sharp", lambda: TwoSlopes(sharp=True), oracles_tails.two_slopes),
+        ElementwiseRow("yeo_johnson", YeoJohnson, oracles_tails.yeo_johnson, (), _ROUNDED),
+        ElementwiseRow("arcsinh", Arcsinh, oracles_tails.arcsinh, (), 0.01),
+        ElementwiseRow("kumaraswamy", Kumaraswamy, oracles_tails.kumaraswamy, (), _ROUNDED),
+        ElementwiseRow("pareto_tails", ParetoTails, oracles_tails.pareto_tails, (), 0.02),
+        ElementwiseRow("tail_transform", TailTransform, oracles_tails.tail_transform, (), 0.1),
     )
 }
 
@@ -276,6 +293,9 @@ MODELS: dict[str, ModelRow] = {
         ModelRow("bernstein", _model("bernstein", transforms=2, hidden=16, degree=6), traced=True),
         ModelRow("bernstein_coupling", _model("bernstein", transforms=2, hidden=16, degree=6, coupling=True)),
         ModelRow("bernstein_context", _model("bernstein", 2, transforms=2, hidden=16, degree=6), context=2),
+        ModelRow("mtaf", _mtaf),
+        ModelRow("taf", _model("taf", transforms=2, hidden=16, df=10.0)),
+        ModelRow("gtaf", _model("gtaf", 2, transforms=2, hidden=16), context=2),
         ModelRow("made_mixture", _model("made_mixture", hidden=16)),
         ModelRow("gaussian", _model("gaussian")),
         ModelRow("gaussian_context", _model("gaussian", 2), context=2),
