@@ -47,7 +47,7 @@ def numpys_squares(sos, theta):
 
 @pytest.mark.parametrize(("squares", "degree"), [(1, 1), (2, 3), (5, 4)])
 def test_sum_of_squares_is_the_integral_of_numpys_polynomial(squares, degree):
-    sos = SumOfSquares(squares, degree)
+    sos = SumOfSquares(squares, degree, bound=5.0)
     x = torch.linspace(-5, 5, 41, dtype=torch.float64)
     for theta in normal(5, sos.spec.size, seed=1, scale=1.5):
         density = numpys_squares(sos, theta)

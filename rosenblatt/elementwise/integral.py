@@ -42,7 +42,7 @@ class SumOfSquares(Elementwise):
     4.0
     """
 
-    def __init__(self, squares: int = 3, degree: int = 3, *, bound: float = 5.0) -> None:
+    def __init__(self, squares: int = 3, degree: int = 3, *, bound: float = 3.0) -> None:
         super().__init__()
         _require("squares", squares)
         _require("degree", degree)

@@ -6,8 +6,9 @@ coefficients of the squared polynomials from the coordinates before, and the ord
     z_i = c_i(x_<i) + int_0^{x_i} sum_k q_k(t; x_<i)^2 dt,   log p(x) = log N(z; 0, 1) + sum of log q^2 sums
 
 Exact: density (one pass); sampling (a root search). Unlike in the publication, a small constant in the integrand keeps
-the slope from vanishing, and beyond |x| = bound (standardised columns) the polynomial goes on as a straight line: a
-stack of polynomials of degree 7 overflows on the first outlier.
+the slope from vanishing, and beyond |x| = bound (standardised columns) the polynomial goes on as a straight line:
+stacked polynomials of degree 7 punish an unseen outlier by hundreds of nats. On the parabola, 400 steps end 0.004 nats
+below the truth with two layers of bound 3, and 0.7 +- 0.7, all in a few rows, with three layers of bound 5.
 Reference: Jaini, Selby & Yu, Sum-of-Squares Polynomial Flow, ICML 2019.
 """
 
@@ -32,10 +33,10 @@ def sos(
     features: int,
     context: int = 0,
     *,
-    transforms: int = 3,
+    transforms: int = 2,
     squares: int = 3,
     degree: int = 3,
-    bound: float = 5.0,
+    bound: float = 3.0,
     hidden: int = 128,
     blocks: int = 2,
     residual: bool = True,
