@@ -278,15 +278,22 @@ def test_radial_inverts_from_the_centre_to_far_away():
         assert ((back - x).abs() <= 1e-14 * (1 + x.abs())).all()
 
 
-def test_sylvester_of_one_bend_is_a_planar_layer():
-    layer = stir(Sylvester(4, 1), 1.0).double()
-    slope, steepness, offset, _ = layer.conditioner.free[0].detach()
-    column = reflections_of(layer.vectors.detach())[:, 0]
-    k, low = torch.exp(3 * torch.tanh(steepness / 3)), math.exp(-2)
-    rise = low + (1 - low) * math.log1p((math.e - 1) * math.exp(slope)) - 1
+@pytest.mark.parametrize("width", [1, 3, 4])
+def test_sylvester_is_the_published_layer_with_two_free_triangles(width):
+    layer = stir(Sylvester(4, width), 1.0).double()
+    free = layer.conditioner.free[0].detach()
+    bumps, square = free[: 3 * width].reshape(width, 3), free[3 * width :].reshape(width, width).numpy()
+    columns = reflections_of(layer.vectors.detach())[:, :width].numpy()
+    k, low = np.exp(3 * np.tanh(bumps[:, 1].numpy() / 3)), math.exp(-2)
+    slope = low + (1 - low) * np.log1p((math.e - 1) * np.exp(bumps[:, 0].numpy()))
+    before = np.triu(square, 1) + np.diag(k)
+    after = np.tril(square, -1).T + np.diag((slope - 1) / k)
     x = data(5, 4)
-    expected = x + (rise / k * torch.tanh(k * (x @ column) + offset)).unsqueeze(-1) * column
-    assert (layer(x).value - expected).abs().max() <= 1e-13
+    bent = np.tanh(x.numpy() @ columns @ before.T + bumps[:, 2].numpy())
+    value, log_det = layer(x)
+    np.testing.assert_allclose(value.detach(), x.numpy() + bent @ after.T @ columns.T, atol=1e-12)
+    expected = [np.linalg.slogdet(np.eye(width) + np.diag(1 - row**2) @ before @ after)[1] for row in bent]
+    np.testing.assert_allclose(log_det.detach(), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["planar", "sylvester"])
