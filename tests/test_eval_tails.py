@@ -152,6 +152,8 @@ def test_heavy_tails_are_called_heavy_with_their_index(name):
     assert abs(column.xi * INDEX[name] - 1) < (SIGMAS + 2) / math.sqrt(column.k)
     assert column.k > {"t4": 150, "pareto": 250}.get(name, 800)
     assert f"tail index {column.index:.2f}" in str(column)
+    said = {"t1": "mean", "t2": "variance", "t4": "mean and variance exist", "pareto": "the variance does not"}
+    assert said[name] in str(column)
 
 
 def test_index_is_the_inverse_of_xi_and_not_one_more():

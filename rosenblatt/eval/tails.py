@@ -58,10 +58,11 @@ class ColumnTail:
                 reason = f"moments up to order {LIGHTEST_INDEX:g} exist"
             return f"{self.name}: light, {reason}; xi {self.xi:.2f} +- {self.standard_error:.2f}"
         low, high = self.band
-        ends = f"{1 / high:.2f} to {1 / low:.2f}" if low > 0 else f"at least {1 / high:.2f}"
+        lowest, highest = 1 / high, 1 / low if low > 0 else math.inf
+        ends = f"{lowest:.2f} to {highest:.2f}" if low > 0 else f"at least {lowest:.2f}"
         return (
             f"{self.name}: heavy, tail index {self.index:.2f} ({ends}) from the {self.k:,} largest of "
-            f"{self.rows:,} distances to the median; {_meaning(self.index)}"
+            f"{self.rows:,} distances to the median; {_meaning(self.index, lowest, highest)}"
         )
 
 
@@ -169,9 +170,14 @@ def _moments_variance(xi: float) -> float:
     return (1 - xi) ** 2 * (1 - 2 * xi) * (1 - xi + 6 * xi * xi) / ((1 - 3 * xi) * (1 - 4 * xi))
 
 
-def _meaning(index: float) -> str:
-    if index <= 1:
+def _meaning(index: float, lowest: float, highest: float) -> str:
+    """What an index between `lowest` and `highest` says about moments."""
+    if highest <= 1:
         return "not even the mean exists"
-    if index <= 2:
+    if lowest <= 1:
+        return "whether the mean exists is open"
+    if highest <= 2:
         return "the mean exists, the variance does not"
-    return f"mean and variance exist, moments of order {index:.1f} and beyond do not"
+    if lowest <= 2:
+        return "the mean exists, whether the variance does is open"
+    return f"mean and variance exist, moments from order {index:.1f} on do not"

@@ -67,6 +67,7 @@ def _survival(axes: Axes, away: Tensor, column: ColumnTail) -> None:
         start, end = float(away[column.k]), float(away[0])
         x = np.geomspace(start, end, 50)
         axes.loglog(x, column.k / len(away) * (x / start) ** -column.index, color=MODEL, linewidth=1.8)
+    axes.set_xlim(left=float(away[len(away) // 2]) / 10)  # nearer the median there is no tail to see
     verdict = f"heavy, index {column.index:.2f}" if column.heavy else "light"
     axes.set_title(f"{column.name}   {verdict}", fontsize=11)
     axes.set_xlabel("distance to the median", fontsize=10)
