@@ -58,5 +58,20 @@ def small_chunks(words):
     return main(words)
 
 
+def write_slowly():
+    """Let every part take its time, so that the command is still at work when a test stops it."""
+    from rosenblatt.cli.parts import Parts
+
+    write = Parts.write
+
+    def slow(self, chunk, array):
+        time.sleep(0.05)
+        write(self, chunk, array)
+
+    Parts.write = slow
+
+
+if __name__ in ("__main__", "__mp_main__"):  # here and in the workers, which run this file again
+    write_slowly()
 if __name__ == "__main__":
     sys.exit(small_chunks(sys.argv[1:]))
