@@ -65,7 +65,7 @@ def write_slowly():
     write = Parts.write
 
     def slow(self, chunk, array):
-        time.sleep(0.05)
+        time.sleep(0.02)
         write(self, chunk, array)
 
     Parts.write = slow
@@ -74,4 +74,5 @@ def write_slowly():
 if __name__ in ("__main__", "__mp_main__"):  # here and in the workers, which run this file again
     write_slowly()
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits that it is ignored
     sys.exit(small_chunks(sys.argv[1:]))
