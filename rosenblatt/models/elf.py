@@ -15,13 +15,12 @@ Reference: Gopal, ELF: Exact-Lipschitz Based Universal Density Approximator Flow
 from __future__ import annotations
 
 from rosenblatt.bases import StandardNormal
-from rosenblatt.conditioners.masked import Masked
 from rosenblatt.core.density import Flow
 from rosenblatt.core.errors import OptionError
 from rosenblatt.core.registry import register
 from rosenblatt.core.transform import Compose, Transform
 from rosenblatt.elementwise.elf import ExactLipschitz
-from rosenblatt.layers.conditional import Conditional
+from rosenblatt.layers.autoregressive import alternating
 from rosenblatt.layers.scaling import ActNorm
 
 
@@ -56,21 +55,17 @@ def elf(
     """
     if transforms < 1:
         raise OptionError(f"transforms: {transforms} came, an integer >= 1 was expected.")
-    order = list(range(features))
-    steps: list[Transform] = []
-    for number in range(transforms):
-        network = ExactLipschitz(units, unit=unit, lipschitz=lipschitz)
-        conditioner = Masked(
-            features,
-            network.spec.size,
-            hidden=hidden,
-            blocks=blocks,
-            context=context,
-            dropout=dropout,
-            residual=residual,
-            order=order if number % 2 == 0 else order[::-1],
-            activation=activation,
-        )
-        steps.extend([ActNorm(features), Conditional(network, conditioner)])
+    maps = [ExactLipschitz(units, unit=unit, lipschitz=lipschitz) for _ in range(transforms)]
+    stack = alternating(
+        maps,
+        features,
+        context,
+        hidden=hidden,
+        blocks=blocks,
+        residual=residual,
+        dropout=dropout,
+        activation=activation,
+    )
+    steps: list[Transform] = [step for layer in stack for step in (ActNorm(features), layer)]
     steps.append(ActNorm(features))
     return Flow(Compose(steps), StandardNormal(features), context=context)

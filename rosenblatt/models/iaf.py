@@ -15,13 +15,12 @@ Autoregressive Flow, NeurIPS 2016; the ungated form. Published sizes: 2 to 8 lay
 from __future__ import annotations
 
 from rosenblatt.bases import StandardNormal
-from rosenblatt.conditioners.masked import Masked
 from rosenblatt.core.density import Flow
 from rosenblatt.core.errors import OptionError
 from rosenblatt.core.registry import register
 from rosenblatt.core.transform import Compose, Inverse
 from rosenblatt.elementwise.affine import Affine
-from rosenblatt.layers.conditional import Conditional
+from rosenblatt.layers.autoregressive import alternating
 
 
 @register(
@@ -55,20 +54,15 @@ def iaf(
     """
     if transforms < 1:
         raise OptionError(f"transforms: {transforms} came, an integer >= 1 was expected.")
-    order = list(range(features))
-    layers = []
-    for number in range(transforms):
-        affine = Affine.one_of(transforms, backwards=True)
-        conditioner = Masked(
-            features,
-            affine.spec.size,
-            hidden=hidden,
-            blocks=blocks,
-            context=context,
-            dropout=dropout,
-            residual=residual,
-            order=order if number % 2 == 0 else order[::-1],
-            activation=activation,
-        )
-        layers.append(Inverse(Conditional(affine, conditioner)))
-    return Flow(Compose(layers), StandardNormal(features), context=context)
+    maps = [Affine.one_of(transforms, backwards=True) for _ in range(transforms)]
+    stack = alternating(
+        maps,
+        features,
+        context,
+        hidden=hidden,
+        blocks=blocks,
+        residual=residual,
+        dropout=dropout,
+        activation=activation,
+    )
+    return Flow(Compose(Inverse(layer) for layer in stack), StandardNormal(features), context=context)

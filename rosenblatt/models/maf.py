@@ -18,7 +18,6 @@ from __future__ import annotations
 from typing import Any
 
 from rosenblatt.bases import StandardLogistic, StandardNormal
-from rosenblatt.conditioners.masked import Masked
 from rosenblatt.core.density import Flow
 from rosenblatt.core.errors import OptionError
 from rosenblatt.core.registry import register
@@ -26,7 +25,7 @@ from rosenblatt.core.transform import Compose
 from rosenblatt.elementwise.affine import Affine
 from rosenblatt.elementwise.base import Elementwise
 from rosenblatt.elementwise.sigmoid_mixture import LogisticMixture
-from rosenblatt.layers.conditional import Conditional
+from rosenblatt.layers.autoregressive import alternating
 
 
 @register(
@@ -59,24 +58,19 @@ def maf(
         raise OptionError(f"transforms: {transforms} came, an integer >= 1 was expected.")
     if components < 0:
         raise OptionError(f"components: {components} came, an integer >= 0 was expected (0: no mixture).")
-    order = list(range(features))
     maps: list[Elementwise] = [Affine.one_of(transforms) for _ in range(transforms)]
     if components:
         maps.append(LogisticMixture(components))
-    layers = []
-    for number, elementwise in enumerate(maps):
-        conditioner = Masked(
-            features,
-            elementwise.spec.size,
-            hidden=hidden,
-            blocks=blocks,
-            context=context,
-            dropout=dropout,
-            residual=residual,
-            order=order if number % 2 == 0 else order[::-1],
-            activation=activation,
-        )
-        layers.append(Conditional(elementwise, conditioner))
+    layers = alternating(
+        maps,
+        features,
+        context,
+        hidden=hidden,
+        blocks=blocks,
+        residual=residual,
+        dropout=dropout,
+        activation=activation,
+    )
     base = StandardLogistic(features) if components else StandardNormal(features)
     return Flow(Compose(layers), base, context=context)
 

@@ -13,14 +13,14 @@ Reference: Huang, Krueger, Lacoste & Courville, Neural Autoregressive Flows, ICM
 from __future__ import annotations
 
 from rosenblatt.bases import StandardNormal
-from rosenblatt.conditioners.masked import Masked
 from rosenblatt.core.density import Flow
 from rosenblatt.core.errors import OptionError
 from rosenblatt.core.registry import register
 from rosenblatt.core.transform import Compose
+from rosenblatt.elementwise.base import Elementwise
 from rosenblatt.elementwise.dense_sigmoid import DenseSigmoid
 from rosenblatt.elementwise.sigmoid_mixture import DeepSigmoid
-from rosenblatt.layers.conditional import Conditional
+from rosenblatt.layers.autoregressive import alternating
 
 
 @register(
@@ -52,20 +52,17 @@ def naf(
     """
     if transforms < 1:
         raise OptionError(f"transforms: {transforms} came, an integer >= 1 was expected.")
-    order = list(range(features))
-    steps = []
-    for number in range(transforms):
-        network = DenseSigmoid(units, layers) if dense else DeepSigmoid(units, layers)
-        conditioner = Masked(
-            features,
-            network.spec.size,
-            hidden=hidden,
-            blocks=blocks,
-            context=context,
-            dropout=dropout,
-            residual=residual,
-            order=order if number % 2 == 0 else order[::-1],
-            activation=activation,
-        )
-        steps.append(Conditional(network, conditioner))
-    return Flow(Compose(steps), StandardNormal(features), context=context)
+    maps: list[Elementwise] = [
+        DenseSigmoid(units, layers) if dense else DeepSigmoid(units, layers) for _ in range(transforms)
+    ]
+    stack = alternating(
+        maps,
+        features,
+        context,
+        hidden=hidden,
+        blocks=blocks,
+        residual=residual,
+        dropout=dropout,
+        activation=activation,
+    )
+    return Flow(Compose(stack), StandardNormal(features), context=context)

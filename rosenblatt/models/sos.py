@@ -15,13 +15,12 @@ Reference: Jaini, Selby & Yu, Sum-of-Squares Polynomial Flow, ICML 2019.
 from __future__ import annotations
 
 from rosenblatt.bases import StandardNormal
-from rosenblatt.conditioners.masked import Masked
 from rosenblatt.core.density import Flow
 from rosenblatt.core.errors import OptionError
 from rosenblatt.core.registry import register
 from rosenblatt.core.transform import Compose
 from rosenblatt.elementwise.integral import SumOfSquares
-from rosenblatt.layers.conditional import Conditional
+from rosenblatt.layers.autoregressive import alternating
 
 
 @register(
@@ -53,20 +52,15 @@ def sos(
     """
     if transforms < 1:
         raise OptionError(f"transforms: {transforms} came, an integer >= 1 was expected.")
-    order = list(range(features))
-    steps = []
-    for number in range(transforms):
-        polynomial = SumOfSquares(squares, degree, bound=bound)
-        conditioner = Masked(
-            features,
-            polynomial.spec.size,
-            hidden=hidden,
-            blocks=blocks,
-            context=context,
-            dropout=dropout,
-            residual=residual,
-            order=order if number % 2 == 0 else order[::-1],
-            activation=activation,
-        )
-        steps.append(Conditional(polynomial, conditioner))
-    return Flow(Compose(steps), StandardNormal(features), context=context)
+    maps = [SumOfSquares(squares, degree, bound=bound) for _ in range(transforms)]
+    stack = alternating(
+        maps,
+        features,
+        context,
+        hidden=hidden,
+        blocks=blocks,
+        residual=residual,
+        dropout=dropout,
+        activation=activation,
+    )
+    return Flow(Compose(stack), StandardNormal(features), context=context)
