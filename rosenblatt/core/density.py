@@ -28,10 +28,14 @@ class Density(nn.Module, ABC):
     Shapes: `x` (*batch, features), `context` (*batch, context) or None, `log_prob` (*batch), in nats.
     """
 
-    likelihood: ClassVar[Likelihood] = Likelihood.EXACT
     closed_form: ClassVar[bool] = False  # True: `initialise` on all rows is the whole fit
     features: int
     context: int
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """What `log_prob` is: exact, or in the present mode an estimate or a bound."""
+        return Likelihood.EXACT
 
     @abstractmethod
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -88,6 +92,12 @@ def fresh_generator(device: torch.device | str = "cpu") -> torch.Generator:
     return generator
 
 
+def _starts_from_data(part: nn.Module) -> bool:
+    """Whether a part of a flow has starting values of its own to take from rows."""
+    initialise = getattr(type(part), "initialise", Density.initialise)
+    return initialise is not Density.initialise
+
+
 def _same_batch(x: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
     """Broadcast the leading axes of both."""
     batch = torch.broadcast_shapes(x.shape[:-1], context.shape[:-1])
@@ -98,7 +108,8 @@ class Flow(Density):
     """A density made of an invertible `transform` in front of a `base`.
 
     `log p(x) = log p_base(T(x)) + log|det dT/dx|` (Papamakarios et al. 2021); samples are
-    `T^-1(z)` with `z` from the base.
+    `T^-1(z)` with `z` from the base. A base with a context of its own gets the flow's, whose width must then be the
+    same; `OptionError` otherwise.
 
     >>> from rosenblatt.bases import StandardNormal
     >>> from rosenblatt.core.transform import Identity
@@ -110,10 +121,17 @@ class Flow(Density):
     def __init__(self, transform: Transform, base: Density, *, context: int = 0) -> None:
         super().__init__()
         keep_freed_memory()
+        if base.context not in (0, context):
+            raise OptionError(f"base: takes {base.context} context columns, the flow has {context}; build both alike.")
         self.transform = transform
         self.base = base
         self.features = base.features
         self.context = context
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """What the weaker of transform and base can claim."""
+        return Likelihood.weakest(self.transform.likelihood, self.base.likelihood)
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Exact log-density; see `Density.log_prob` for rows that are not finite."""
@@ -134,7 +152,7 @@ class Flow(Density):
         rows = max(SCORE_ROWS, min(MOST_SCORE_ROWS, SCORE_NUMBERS // self.features))
         if torch.is_grad_enabled() or not runs_eagerly() or math.prod(batch) <= rows:
             z, log_det = self.transform(x, context)
-            log_prob: Tensor = self.base.log_prob(z) + log_det
+            log_prob: Tensor = self.base.log_prob(z, context if self.base.context else None) + log_det
             return log_prob
         pieces = x.reshape(-1, x.shape[-1]).split(rows)
         contexts: Sequence[Tensor | None] = [None] * len(pieces)
@@ -149,9 +167,12 @@ class Flow(Density):
         """Draw base noise and map it to the data side."""
         batch = () if context is None else tuple(context.shape[:-1])
         rows = n * math.prod(batch)
-        z = self.base.sample(rows, generator=generator)
         if context is not None:
             context = context.expand(n, *context.shape).reshape(rows, self.context)
+        if self.base.context:
+            z, base_log_prob = (part[0] for part in self.base.sample_and_log_prob(1, context, generator=generator))
+        else:
+            z, base_log_prob = self.base.sample_and_log_prob(rows, generator=generator)
         parts = []
         for start in range(0, max(rows, 1), SAMPLE_ROWS):
             chunk = slice(start, start + SAMPLE_ROWS)
@@ -160,7 +181,7 @@ class Flow(Density):
             except InverseError as error:
                 raise InverseError(error.reason, [start + row for row in error.rows]) from None
         x = torch.cat([part.value for part in parts])
-        log_prob = self.base.log_prob(z) - torch.cat([part.log_det for part in parts])
+        log_prob = base_log_prob - torch.cat([part.log_det for part in parts])
         return x.reshape(n, *batch, self.features), log_prob.reshape(n, *batch)
 
     def to_base(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -224,14 +245,16 @@ class Flow(Density):
         return Flow(Compose([transform, self.transform]), self.base, context=self.context)
 
     def initialise(self, x: Tensor, context: Tensor | None = None, weight: Tensor | None = None) -> None:
-        """Let each data-dependent step (ActNorm) start from what reaches it."""
+        """Let each data-dependent step (ActNorm), and the base, start from what reaches it."""
         steps = self.transform.steps if isinstance(self.transform, Compose) else [self.transform]
-        waiting = [number for number, step in enumerate(steps) if hasattr(step, "initialise")]
+        parts: list[nn.Module] = [*steps, self.base]
+        waiting = [number for number, part in enumerate(parts) if _starts_from_data(part)]
         with torch.no_grad():
-            for number, step in enumerate(steps[: max(waiting, default=-1) + 1]):
+            for number, part in enumerate(parts[: max(waiting, default=-1) + 1]):
                 if number in waiting:
-                    step.initialise(x, context, weight)  # type: ignore[operator]
-                x = step(x, context).value
+                    part.initialise(x, context, weight)  # type: ignore[operator]
+                if part is not self.base:
+                    x = part(x, context).value
 
     def _factorised_base(self) -> FactorisedDensity:
         if not isinstance(self.base, FactorisedDensity):

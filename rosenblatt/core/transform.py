@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from rosenblatt.core.types import Mapped
+from rosenblatt.core.types import Likelihood, Mapped
 
 
 class Transform(nn.Module, ABC):
@@ -19,6 +19,11 @@ class Transform(nn.Module, ABC):
 
     Shapes: `x` is (*batch, features), `context` (*batch, context) or None, `log_det` (*batch).
     """
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """What `log_det` is: exact, or in the present mode an estimate."""
+        return Likelihood.EXACT
 
     @abstractmethod
     def forward(self, x: Tensor, context: Tensor | None = None) -> Mapped:
@@ -60,6 +65,11 @@ class Compose(Transform):
         """The transforms, data side first."""
         return list(self._steps)  # type: ignore[arg-type]
 
+    @property
+    def likelihood(self) -> Likelihood:
+        """What the weakest step can claim."""
+        return Likelihood.weakest(*(step.likelihood for step in self.steps))
+
     def forward(self, x: Tensor, context: Tensor | None = None) -> Mapped:
         """Run every step from data to base and add their log-determinants."""
         log_det = x.new_zeros(x.shape[:-1])
@@ -83,6 +93,11 @@ class Inverse(Transform):
     def __init__(self, transform: Transform) -> None:
         super().__init__()
         self.transform = transform
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """What the wrapped transform claims."""
+        return self.transform.likelihood
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Mapped:
         """Run the wrapped transform's inverse."""

@@ -26,12 +26,18 @@ class Mapped(NamedTuple):
 
 
 class Likelihood(Enum):
-    """What the number returned by `log_prob` is."""
+    """What the number returned by `log_prob` is, the strongest claim first."""
 
     EXACT = "exact"
-    LOWER_BOUND = "lower bound"
     ESTIMATE = "estimate"
+    LOWER_BOUND = "lower bound"
     NONE = "none"
+
+    @staticmethod
+    def weakest(*claims: Likelihood) -> Likelihood:
+        """What a number made of several parts can claim; EXACT without parts."""
+        order = list(Likelihood)
+        return max(claims, key=order.index, default=Likelihood.EXACT)
 
 
 class Batch(NamedTuple):
