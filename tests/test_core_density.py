@@ -120,7 +120,7 @@ def test_registry_is_closed_and_seeded():
     with pytest.raises(OptionError, match="features"):
         build("nits", 0)
     with pytest.raises(OptionError, match="twice"):
-        register("nits", summary="", citation="")(entry("nits").builder)
+        register("nits", summary="", citation="", facts=entry("nits").facts)(entry("nits").builder)
     assert "ICML 2022" in cite("nits")
     assert "features" not in entry("nits").options
     state = torch.get_rng_state()

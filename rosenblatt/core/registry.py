@@ -17,13 +17,31 @@ Builder = Callable[..., Density]
 
 
 @dataclass(frozen=True)
+class Facts:
+    """What the page of families says of a model.
+
+    formula: from data to base, in LaTeX.
+    forward, inverse: cost of the density of a row and of a sample, in passes of the network; D columns.
+    determinant: cost of the log-determinant, beside the passes.
+    universal: whether it can come near to any density, and by what it grows to do so.
+    """
+
+    formula: str
+    forward: str
+    inverse: str
+    determinant: str
+    universal: str
+
+
+@dataclass(frozen=True)
 class Entry:
-    """One registered model: its builder, a one-line summary and the reference to cite."""
+    """One registered model: its builder, a one-line summary, the reference to cite and what is known of it."""
 
     name: str
     builder: Builder
     summary: str
     citation: str
+    facts: Facts
 
     @property
     def options(self) -> dict[str, inspect.Parameter]:
@@ -35,13 +53,13 @@ class Entry:
 _MODELS: dict[str, Entry] = {}
 
 
-def register(name: str, *, summary: str, citation: str) -> Callable[[Builder], Builder]:
+def register(name: str, *, summary: str, citation: str, facts: Facts) -> Callable[[Builder], Builder]:
     """Enter a builder `(features, context=0, **json_options) -> Density` under `name`."""
 
     def enter(builder: Builder) -> Builder:
         if name in _MODELS:
             raise OptionError(f"model: '{name}' is registered twice; choose another name.")
-        _MODELS[name] = Entry(name, builder, summary, citation)
+        _MODELS[name] = Entry(name, builder, summary, citation, facts)
         return builder
 
     return enter

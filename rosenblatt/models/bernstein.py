@@ -22,7 +22,7 @@ from rosenblatt.conditioners.coupling import Coupling
 from rosenblatt.conditioners.masked import Masked
 from rosenblatt.core.density import Flow
 from rosenblatt.core.errors import OptionError
-from rosenblatt.core.registry import register
+from rosenblatt.core.registry import Facts, register
 from rosenblatt.core.transform import Compose
 from rosenblatt.elementwise.bernstein import BernsteinPolynomial
 from rosenblatt.layers.conditional import Conditional
@@ -33,6 +33,13 @@ from rosenblatt.layers.conditional import Conditional
     summary="increasing Bernstein polynomials, autoregressive or coupling; smooth densities, robust by design",
     citation="Ramasinghe, Fernando, Khan & Barnes, Robust Normalizing Flows Using Bernstein-type Polynomials, "
     "BMVC 2022.",
+    facts=Facts(
+        formula=r"z_i = \sum_k \theta_{ik}(x_{<i})\, B_k^n(x_i)",
+        forward="1 pass",
+        inverse="1 pass in all, D root searches; coupling: 2 passes",
+        determinant="D",
+        universal="yes, by degree (autoregressive)",
+    ),
 )
 def bernstein(
     features: int,

@@ -17,7 +17,7 @@ from __future__ import annotations
 from rosenblatt.bases import StandardNormal
 from rosenblatt.core.density import Flow
 from rosenblatt.core.errors import OptionError
-from rosenblatt.core.registry import register
+from rosenblatt.core.registry import Facts, register
 from rosenblatt.core.transform import Compose, Transform
 from rosenblatt.elementwise.elf import ExactLipschitz
 from rosenblatt.layers.autoregressive import alternating
@@ -28,6 +28,13 @@ from rosenblatt.layers.scaling import ActNorm
     "elf",
     summary="autoregressive residual layers with an exact Lipschitz constant below one; smooth, exact density",
     citation="Gopal, ELF: Exact-Lipschitz Based Universal Density Approximator Flow, arXiv:2112.06997, 2021.",
+    facts=Facts(
+        formula=r"z_i = x_i + g_i(x_i; x_{<i}), \quad |g_i'| < c < 1",
+        forward="1 pass a layer",
+        inverse="1 pass in all and D root searches a layer",
+        determinant="D",
+        universal="yes, by layers",
+    ),
 )
 def elf(
     features: int,

@@ -18,7 +18,7 @@ from torch import Tensor
 from rosenblatt.bases import StandardNormal
 from rosenblatt.core.density import Flow
 from rosenblatt.core.errors import DataError, OptionError
-from rosenblatt.core.registry import register
+from rosenblatt.core.registry import Facts, register
 from rosenblatt.core.transform import Transform
 from rosenblatt.core.types import Mapped
 
@@ -128,6 +128,13 @@ def _cholesky(covariance: Tensor) -> Tensor:
     "gaussian",
     summary="full-covariance Gaussian, fitted in closed form; the baseline",
     citation="Anderson, An Introduction to Multivariate Statistical Analysis, 3rd edition, Wiley 2003.",
+    facts=Facts(
+        formula=r"z = L^{-1}(x - m)",
+        forward="D^2",
+        inverse="D^2",
+        determinant="0 (constant)",
+        universal="no",
+    ),
 )
 def gaussian(features: int, context: int = 0) -> GaussianDensity:
     """Build a Gaussian for `features` columns, linear in the context if there is one.

@@ -16,7 +16,7 @@ from rosenblatt.bases import StandardNormal
 from rosenblatt.conditioners.coupling import Coupling
 from rosenblatt.core.density import Flow
 from rosenblatt.core.errors import OptionError
-from rosenblatt.core.registry import register
+from rosenblatt.core.registry import Facts, register
 from rosenblatt.core.transform import Compose, Transform
 from rosenblatt.elementwise.affine import Affine
 from rosenblatt.layers.conditional import Conditional
@@ -28,6 +28,13 @@ from rosenblatt.layers.scaling import ActNorm
     "glow",
     summary="ActNorm, learned linear maps and affine couplings; density and samples in one pass each",
     citation="Kingma & Dhariwal, Glow: Generative Flow with Invertible 1x1 Convolutions, NeurIPS 2018.",
+    facts=Facts(
+        formula=r"z = s_\theta(x_A) \odot x_B + t_\theta(x_A) \text{ behind } Wx",
+        forward="1 pass a layer",
+        inverse="1 pass a layer",
+        determinant="D",
+        universal="in a weak sense, by layers",
+    ),
 )
 def glow(
     features: int,

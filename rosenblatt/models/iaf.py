@@ -17,7 +17,7 @@ from __future__ import annotations
 from rosenblatt.bases import StandardNormal
 from rosenblatt.core.density import Flow
 from rosenblatt.core.errors import OptionError
-from rosenblatt.core.registry import register
+from rosenblatt.core.registry import Facts, register
 from rosenblatt.core.transform import Compose, Inverse
 from rosenblatt.elementwise.affine import Affine
 from rosenblatt.layers.autoregressive import alternating
@@ -29,6 +29,13 @@ from rosenblatt.layers.autoregressive import alternating
     citation=(
         "Kingma, Salimans, Jozefowicz, Chen, Sutskever & Welling, Improved Variational Inference with Inverse "
         "Autoregressive Flow, NeurIPS 2016."
+    ),
+    facts=Facts(
+        formula=r"x_i = \mu_i(z_{<i}) + \sigma_i(z_{<i})\, z_i",
+        forward="1 pass in all a layer, level by level",
+        inverse="1 pass a layer",
+        determinant="D",
+        universal="no (affine)",
     ),
 )
 def iaf(

@@ -18,7 +18,7 @@ from rosenblatt.bases import StandardLogistic
 from rosenblatt.conditioners.masked import Masked
 from rosenblatt.core.density import Flow
 from rosenblatt.core.errors import OptionError
-from rosenblatt.core.registry import register
+from rosenblatt.core.registry import Facts, register
 from rosenblatt.elementwise.sigmoid_mixture import LogisticMixture
 from rosenblatt.layers.conditional import Conditional
 
@@ -29,6 +29,13 @@ from rosenblatt.layers.conditional import Conditional
     citation=(
         "Germain, Gregor, Murray & Larochelle, MADE: Masked Autoencoder for Distribution Estimation, ICML 2015; "
         "Salimans, Karpathy, Chen & Kingma, PixelCNN++, ICLR 2017."
+    ),
+    facts=Facts(
+        formula=r"z_i = \mathrm{logit} \sum_k \pi_k\, \sigma((x_i - \mu_k) / s_k), \quad (\pi, \mu, s)(x_{<i})",
+        forward="1 pass",
+        inverse="1 pass in all, D root searches",
+        determinant="D",
+        universal="yes, by components",
     ),
 )
 def made_mixture(

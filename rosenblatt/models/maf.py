@@ -20,7 +20,7 @@ from typing import Any
 from rosenblatt.bases import StandardLogistic, StandardNormal
 from rosenblatt.core.density import Flow
 from rosenblatt.core.errors import OptionError
-from rosenblatt.core.registry import register
+from rosenblatt.core.registry import Facts, register
 from rosenblatt.core.transform import Compose
 from rosenblatt.elementwise.affine import Affine
 from rosenblatt.elementwise.base import Elementwise
@@ -32,6 +32,13 @@ from rosenblatt.layers.autoregressive import alternating
     "maf",
     summary="stacked autoregressive shifts and scales; fast density, a strong classic",
     citation="Papamakarios, Pavlakou & Murray, Masked Autoregressive Flow for Density Estimation, NeurIPS 2017.",
+    facts=Facts(
+        formula=r"z_i = (x_i - \mu_i(x_{<i}))\, e^{-\alpha_i(x_{<i})}",
+        forward="1 pass a layer",
+        inverse="1 pass in all a layer, level by level",
+        determinant="D",
+        universal="open with a Gaussian base; yes with mixtures, by components",
+    ),
 )
 def maf(
     features: int,

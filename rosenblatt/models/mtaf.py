@@ -30,7 +30,7 @@ from rosenblatt.bases import StandardNormal, StudentT
 from rosenblatt.conditioners.masked import Masked
 from rosenblatt.core.density import Flow
 from rosenblatt.core.errors import OptionError
-from rosenblatt.core.registry import register
+from rosenblatt.core.registry import Facts, register
 from rosenblatt.core.transform import Compose, Transform
 from rosenblatt.elementwise.spline import RationalQuadraticSpline
 from rosenblatt.layers.block_triangular import BlockLU
@@ -86,6 +86,13 @@ class TailBase(StudentT):
     "mtaf",
     summary="splines behind a base with the tail index of each column; heavy never mixes into light",
     citation=CITATION,
+    facts=Facts(
+        formula=r"z = \mathrm{spline}(Wx; x_{<i}), \quad z_j \sim t_{\nu_j} \text{ or } N(0, 1)",
+        forward="1 pass a layer",
+        inverse="1 pass in all a layer",
+        determinant="D",
+        universal="yes within the tails of its base, by bins",
+    ),
 )
 def mtaf(
     features: int,
@@ -122,7 +129,18 @@ def mtaf(
     return _tail_flow(base, sizes, order, context=context, splines=splines, net=net)
 
 
-@register("taf", summary="splines behind a Student-t base with one trainable df for all columns", citation=CITATION)
+@register(
+    "taf",
+    summary="splines behind a Student-t base with one trainable df for all columns",
+    citation=CITATION,
+    facts=Facts(
+        formula=r"z = \mathrm{spline}(Wx; x_{<i}), \quad z_j \sim t_\nu",
+        forward="1 pass a layer",
+        inverse="1 pass in all a layer",
+        determinant="D",
+        universal="yes within the tails of its base, by bins",
+    ),
+)
 def taf(
     features: int,
     context: int = 0,
@@ -149,7 +167,18 @@ def taf(
     return _tail_flow(base, [features], order, context=context, splines=splines, net=net)
 
 
-@register("gtaf", summary="splines behind a Student-t base with a trainable df for each column", citation=CITATION)
+@register(
+    "gtaf",
+    summary="splines behind a Student-t base with a trainable df for each column",
+    citation=CITATION,
+    facts=Facts(
+        formula=r"z = \mathrm{spline}(Wx; x_{<i}), \quad z_j \sim t_{\nu_j}",
+        forward="1 pass a layer",
+        inverse="1 pass in all a layer",
+        determinant="D",
+        universal="yes within the tails of its base, by bins",
+    ),
+)
 def gtaf(
     features: int,
     context: int = 0,

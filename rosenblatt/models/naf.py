@@ -15,7 +15,7 @@ from __future__ import annotations
 from rosenblatt.bases import StandardNormal
 from rosenblatt.core.density import Flow
 from rosenblatt.core.errors import OptionError
-from rosenblatt.core.registry import register
+from rosenblatt.core.registry import Facts, register
 from rosenblatt.core.transform import Compose
 from rosenblatt.elementwise.base import Elementwise
 from rosenblatt.elementwise.dense_sigmoid import DenseSigmoid
@@ -27,6 +27,13 @@ from rosenblatt.layers.autoregressive import alternating
     "naf",
     summary="autoregressive increasing networks of sigmoid mixtures, deep or dense; any shape, searched inverse",
     citation="Huang, Krueger, Lacoste & Courville, Neural Autoregressive Flows, ICML 2018, PMLR 80:2078-2087.",
+    facts=Facts(
+        formula=r"z_i = \mathrm{logit} \sum_k w_k\, \sigma(a_k x_i + b_k), \quad (w, a, b)(x_{<i})",
+        forward="1 pass a layer",
+        inverse="1 pass in all and D root searches a layer",
+        determinant="D",
+        universal="yes, by units",
+    ),
 )
 def naf(
     features: int,

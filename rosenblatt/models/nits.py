@@ -20,7 +20,7 @@ from rosenblatt.conditioners.heads import Head, LowRank, PartlyFree
 from rosenblatt.conditioners.masked import Masked
 from rosenblatt.core.density import Flow
 from rosenblatt.core.errors import OptionError
-from rosenblatt.core.registry import register
+from rosenblatt.core.registry import Facts, register
 from rosenblatt.core.transform import Compose
 from rosenblatt.elementwise.monotone_net import MonotoneNet
 from rosenblatt.layers.conditional import Conditional
@@ -30,6 +30,13 @@ from rosenblatt.layers.conditional import Conditional
     "nits",
     summary="autoregressive networks that are CDFs; exact density of any shape, exact quantiles",
     citation="Li & Kluger, Neural Inverse Transform Sampler, ICML 2022, PMLR 162:12813-12825.",
+    facts=Facts(
+        formula=r"z_i = \mathrm{logit}\, F_i(x_i; x_{<i}), \quad F_i \text{ a positive network}",
+        forward="1 pass",
+        inverse="1 pass in all, D root searches",
+        determinant="D",
+        universal="yes, by widths",
+    ),
 )
 def nits(
     features: int,

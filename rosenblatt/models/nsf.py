@@ -22,7 +22,7 @@ from rosenblatt.conditioners.coupling import Coupling
 from rosenblatt.conditioners.masked import Masked
 from rosenblatt.core.density import Flow
 from rosenblatt.core.errors import OptionError
-from rosenblatt.core.registry import register
+from rosenblatt.core.registry import Facts, register
 from rosenblatt.core.transform import Compose, Transform
 from rosenblatt.elementwise.base import Elementwise
 from rosenblatt.elementwise.polynomial_spline import NAMES, PolynomialSpline
@@ -35,6 +35,13 @@ from rosenblatt.layers.linear import LU, Permutation
     "nsf",
     summary="rational-quadratic splines behind linear layers, autoregressive or coupling; closed inverse",
     citation="Durkan, Bekasov, Murray & Papamakarios, Neural Spline Flows, NeurIPS 2019.",
+    facts=Facts(
+        formula=r"z_i = \mathrm{RQ}_{\theta_i}(x_i), \quad \theta_i(x_{<i}) \text{ or } \theta_i(x_A)",
+        forward="1 pass a layer",
+        inverse="1 pass in all a layer, closed",
+        determinant="D",
+        universal="yes, by bins (autoregressive)",
+    ),
 )
 def nsf(
     features: int,

@@ -15,7 +15,7 @@ from __future__ import annotations
 from rosenblatt.bases import StandardNormal
 from rosenblatt.core.density import Flow
 from rosenblatt.core.errors import OptionError
-from rosenblatt.core.registry import register
+from rosenblatt.core.registry import Facts, register
 from rosenblatt.core.transform import Compose, Inverse, Transform
 from rosenblatt.layers.planar import Planar, Radial
 
@@ -24,6 +24,13 @@ from rosenblatt.layers.planar import Planar, Radial
     "planar",
     summary="many planar (or radial) bends; exact by the matrix determinant lemma, a small classic",
     citation="Rezende & Mohamed, Variational Inference with Normalizing Flows, ICML 2015.",
+    facts=Facts(
+        formula=r"z = x + u \tanh(w^\top x + b)",
+        forward="D a layer",
+        inverse="1 root search a layer",
+        determinant="D",
+        universal="no (limited per layer)",
+    ),
 )
 def planar(
     features: int,

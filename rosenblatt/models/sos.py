@@ -17,7 +17,7 @@ from __future__ import annotations
 from rosenblatt.bases import StandardNormal
 from rosenblatt.core.density import Flow
 from rosenblatt.core.errors import OptionError
-from rosenblatt.core.registry import register
+from rosenblatt.core.registry import Facts, register
 from rosenblatt.core.transform import Compose
 from rosenblatt.elementwise.integral import SumOfSquares
 from rosenblatt.layers.autoregressive import alternating
@@ -27,6 +27,13 @@ from rosenblatt.layers.autoregressive import alternating
     "sos",
     summary="autoregressive increasing polynomials, integrals of sums of squares; closed density",
     citation="Jaini, Selby & Yu, Sum-of-Squares Polynomial Flow, ICML 2019, PMLR 97:3009-3018.",
+    facts=Facts(
+        formula=r"z_i = c + \int_0^{x_i} \sum_k q_k(t; x_{<i})^2\, dt",
+        forward="1 pass a layer",
+        inverse="1 pass in all and D root searches a layer",
+        determinant="D",
+        universal="yes, by degree",
+    ),
 )
 def sos(
     features: int,

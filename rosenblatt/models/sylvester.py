@@ -14,7 +14,7 @@ from __future__ import annotations
 from rosenblatt.bases import StandardNormal
 from rosenblatt.core.density import Flow
 from rosenblatt.core.errors import OptionError
-from rosenblatt.core.registry import register
+from rosenblatt.core.registry import Facts, register
 from rosenblatt.core.transform import Compose, Inverse, Transform
 from rosenblatt.layers.sylvester import Sylvester
 
@@ -24,6 +24,13 @@ from rosenblatt.layers.sylvester import Sylvester
     summary="several planar bends per layer, coupled by triangles; exact by Sylvester's identity",
     citation=(
         "van den Berg, Hasenclever, Tomczak & Welling, Sylvester Normalizing Flows for Variational Inference, UAI 2018."
+    ),
+    facts=Facts(
+        formula=r"z = x + Q R \tanh(\tilde R Q^\top x + b)",
+        forward="M D a layer",
+        inverse="M root searches a layer",
+        determinant="M (M the rank)",
+        universal="no (limited per layer)",
     ),
 )
 def sylvester(

@@ -17,7 +17,7 @@ from __future__ import annotations
 from rosenblatt.bases import StandardNormal
 from rosenblatt.core.density import Flow
 from rosenblatt.core.errors import OptionError
-from rosenblatt.core.registry import register
+from rosenblatt.core.registry import Facts, register
 from rosenblatt.core.transform import Compose
 from rosenblatt.elementwise.integral import IntegratedNet
 from rosenblatt.layers.autoregressive import alternating
@@ -27,6 +27,13 @@ from rosenblatt.layers.autoregressive import alternating
     "umnn",
     summary="autoregressive integrals of positive networks, with the density of the quadrature that runs",
     citation="Wehenkel & Louppe, Unconstrained Monotonic Neural Networks, NeurIPS 2019.",
+    facts=Facts(
+        formula=r"z_i = b_i(x_{<i}) + \int_0^{x_i} f(t; x_{<i})\, dt, \quad f > 0",
+        forward="1 pass, times the quadrature nodes for the small network",
+        inverse="1 pass in all and D root searches a layer",
+        determinant="D",
+        universal="yes, by units",
+    ),
 )
 def umnn(
     features: int,
