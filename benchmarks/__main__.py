@@ -11,6 +11,7 @@ import sys
 BENCHMARKS = {
     "speed": "training, scoring and sampling against zuko, nflows, normflows and flowjax",
     "power": "train on POWER: `power CONFIG.toml`",
+    "power_contest": "POWER at equal budget, one row a model",
     "heads": "cost and likelihood of the cheaper heads of NITS, on image patches",
     "score_stream": "score 10 million rows: rows per second, memory, cores",
     "roundtrip": "round trips of trained flows where the data ends",
