@@ -7,11 +7,13 @@ import importlib
 import runpy
 import sys
 
-# Modules with their own `main(arguments)` are called; the others are run as `python -m benchmarks.NAME` would.
+PACKAGES = ("checks", "speed")  # have a command.py; the others are run as `python -m benchmarks.NAME` would
 BENCHMARKS = {
     "speed": "training, scoring and sampling against zuko, nflows, normflows and flowjax",
     "power": "train on POWER: `power CONFIG.toml`",
     "power_contest": "POWER at equal budget, one row a model",
+    "checks": "what the methods' own checks ask for, expected and measured",
+    "heavy_tails": "mtaf against a Gaussian base on insurance losses and market returns",
     "heads": "cost and likelihood of the cheaper heads of NITS, on image patches",
     "score_stream": "score 10 million rows: rows per second, memory, cores",
     "roundtrip": "round trips of trained flows where the data ends",
@@ -29,8 +31,8 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("name", choices=list(BENCHMARKS), help="which measurement to run")
     chosen = parser.parse_args(arguments[:1])
-    if chosen.name == "speed":
-        return int(importlib.import_module("benchmarks.speed.command").main(arguments[1:]))
+    if chosen.name in PACKAGES:
+        return int(importlib.import_module(f"benchmarks.{chosen.name}.command").main(arguments[1:]))
     sys.argv = [f"benchmarks.{chosen.name}", *arguments[1:]]
     runpy.run_module(f"benchmarks.{chosen.name}", run_name="__main__")
     return 0

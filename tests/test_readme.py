@@ -9,7 +9,8 @@ import pytest
 import rosenblatt.models
 from rosenblatt.core.registry import names
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 TABLE = """
 import functools
@@ -38,4 +39,10 @@ def test_the_table_of_models_is_the_registry():
 
 def test_linked_files_exist():
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (Path(__file__).parent.parent / target).exists(), target
+        assert (ROOT / target).exists(), target
+
+
+def test_the_pages_made_from_the_registry_are_up_to_date():
+    maker = runpy.run_path(str(ROOT / "docs" / "make_families.py"))
+    assert (ROOT / "docs" / "families.md").read_text() == maker["page"](), "run `python docs/make_families.py`"
+    assert maker["readme"](README) == README, "run `python docs/make_families.py`"
