@@ -94,7 +94,7 @@ def flows() -> Iterator[Check]:
     for name, make in makes.items():
         model = trained(make, repeated, steps=STEPS)
         if name == "TAF":
-            dfs[name] = float(model.base.df.flatten()[0])
+            dfs[name] = float(model.base.df.detach().flatten()[0])
         nats[name], found[name] = test_nats(model, test), indices(model)
     yield Check(
         METHOD,

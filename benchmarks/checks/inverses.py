@@ -1,0 +1,54 @@
+"""No family inverts wrongly in silence: far from the data an inverse is right or raises with its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from benchmarks.checks.common import Check
+from rosenblatt.core.density import Flow
+from rosenblatt.core.errors import InverseError
+from rosenblatt.layers.support import SupportMap
+from rosenblatt.testing.tables import MODELS, rows_like_data
+
+METHOD = "inverses"
+ROWS, TOLERANCE = 500, 1e-3
+RADII = (5.0, 9.0, 15.0, 50.0, 1000.0)
+
+
+def checks() -> Iterator[Check]:
+    """For every model of the conformance suite, the rows let pass whose way back misses the noise."""
+    for radius in RADII:
+        wrong, refused, judged = 0, 0, 0
+        for row in MODELS.values():
+            flow = row.make(row.features).double().eval()
+            # Noise beyond 37 is nearer to the end of an interval than any other number: there is no way back.
+            if row.upper is not None or any(isinstance(module, SupportMap) for module in flow.modules()):
+                continue
+            context = rows_like_data(ROWS, row.context, seed=5) if row.context else None
+            failed, missed = judge(flow, radius, context)
+            wrong, refused, judged = wrong + missed, refused + failed, judged + ROWS
+        what = f"noise of radius {radius:g}, {judged:,} rows of all models: wrong in silence ({refused} refused)"
+        yield Check(METHOD, what, "0", wrong, wrong == 0)
+
+
+def judge(flow: Flow, radius: float, context: torch.Tensor | None) -> tuple[int, int]:
+    """Rows that an inverse refused, and rows it answered whose residual is beyond the tolerance."""
+    z = rows_like_data(ROWS, flow.features, seed=4)
+    z = radius * z / z.norm(dim=-1, keepdim=True)
+    refused: list[int] = []
+    kept = torch.arange(ROWS)
+    with torch.no_grad():
+        while len(kept):
+            given = None if context is None else context[kept]
+            try:
+                x = flow.transform.inverse(z[kept], given).value
+                break
+            except InverseError as error:
+                refused.extend(kept[error.rows].tolist())
+                kept = torch.tensor([index for index in range(ROWS) if index not in set(refused)], dtype=torch.long)
+        if not len(kept):
+            return ROWS, 0
+        residual = (flow.transform(x, given).value - z[kept]).abs().amax(dim=-1)
+    return len(refused), int((~(residual <= TOLERANCE * (1 + radius))).sum())
