@@ -2,6 +2,7 @@
 
 from rosenblatt.models import (
     bernstein,
+    bnaf,
     elf,
     gaussian,
     glow,
@@ -21,6 +22,7 @@ from rosenblatt.models import (
 
 __all__ = [
     "bernstein",
+    "bnaf",
     "elf",
     "gaussian",
     "glow",

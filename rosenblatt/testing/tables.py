@@ -303,6 +303,9 @@ MODELS: dict[str, ModelRow] = {
         ModelRow("sos", _model("sos", transforms=2, squares=2, hidden=16)),
         ModelRow("umnn", _model("umnn", transforms=1, units=4, cells=8, nodes=3, hidden=16)),
         ModelRow("naf_context", _model("naf", 2, transforms=1, units=4, hidden=16), context=2),
+        ModelRow("bnaf", _model("bnaf", transforms=2, units=4)),
+        ModelRow("bnaf_gated", _model("bnaf", transforms=2, units=3, layers=1, gated=True)),
+        ModelRow("bnaf_context", _model("bnaf", 2, transforms=1, units=4), context=2),
         ModelRow("naf_dense", _model("naf", transforms=1, units=4, dense=True, hidden=16)),
     )
 }
