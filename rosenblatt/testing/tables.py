@@ -272,6 +272,7 @@ MODELS: dict[str, ModelRow] = {
         ModelRow("maf", _model("maf", transforms=3, hidden=16), traced=True),
         ModelRow("maf_context", _model("maf", 2, transforms=2, hidden=16), context=2),
         ModelRow("maf_mixture", _model("maf", transforms=2, hidden=16, components=4)),
+        ModelRow("maf_batch_norm", _model("maf", transforms=2, hidden=16, batch_norm=True)),
         ModelRow("iaf", _model("iaf", transforms=2, hidden=16)),
         ModelRow("iaf_context", _model("iaf", 2, transforms=2, hidden=16), context=2),
         ModelRow("realnvp", _model("realnvp", transforms=3, hidden=16)),
