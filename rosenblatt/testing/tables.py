@@ -33,6 +33,7 @@ from rosenblatt.elementwise.polynomial_spline import PolynomialSpline
 from rosenblatt.elementwise.sigmoid_mixture import DeepSigmoid, LogisticMixture
 from rosenblatt.elementwise.simple import Arcsinh, Kumaraswamy, SinhArcsinh, TwoSlopes, YeoJohnson
 from rosenblatt.elementwise.spline import RationalQuadraticSpline
+from rosenblatt.elementwise.stacked import Stacked
 from rosenblatt.elementwise.tails import ParetoTails, TailTransform
 from rosenblatt.elementwise.tanh_bump import TanhBump
 from rosenblatt.layers.conditional import Conditional
@@ -196,6 +197,9 @@ ELEMENTWISE: dict[str, ElementwiseRow] = {
         ElementwiseRow("circular_spline", lambda: CircularSpline(6), oracles_splines.circular, (-3.1, 3.1)),
         ElementwiseRow("logistic_mixture", lambda: LogisticMixture(5), oracles.logistic_mixture, (), 0.02),
         ElementwiseRow("deep_sigmoid", lambda: DeepSigmoid(6, 2), oracles.deep_sigmoid, (), 0.05, 1e-11),
+        ElementwiseRow(
+            "stacked", lambda: Stacked([LogisticMixture(3), Affine()]), oracles.mixture_then_affine, (), 0.05, 1e-11
+        ),
         ElementwiseRow("nits_mixture", lambda: MonotoneNet((8, 1), epsilon=0.0), oracles.monotone_net, (), _NITS_START),
         ElementwiseRow("nits", lambda: MonotoneNet((8, 8, 1)), oracles.monotone_net, (), _NITS_START, 1e-11),
         ElementwiseRow("nits_deep", lambda: MonotoneNet((6, 6, 6, 1)), oracles.monotone_net, (), _NITS_START, 1e-10),
@@ -280,6 +284,7 @@ MODELS: dict[str, ModelRow] = {
         ModelRow("realnvp_context", _model("realnvp", 2, transforms=2, hidden=16), context=2),
         ModelRow("glow", _model("glow", transforms=2, hidden=16)),
         ModelRow("glow_svd", _model("glow", transforms=2, hidden=16, linear="svd")),
+        ModelRow("flowpp", _model("flowpp", transforms=2, components=3, hidden=16)),
         ModelRow("planar", _model("planar", transforms=4)),
         ModelRow("planar_radial", _model("planar", transforms=3, radial=True)),
         ModelRow("planar_context", _model("planar", 2, transforms=2, hidden=8), context=2),
