@@ -54,12 +54,15 @@ def maf(
     activation: str = "relu",
     components: int = 0,
     batch_norm: bool = False,
+    parts: int | None = None,
 ) -> Flow:
     """Build a MAF for `features` columns; with `residual=False`, `blocks` counts plain hidden layers as published.
 
     With `components` (published: 10) a MADE with mixtures of so many logistics closes the stack, its order turned
     around once more. With `batch_norm` (as published) batch normalisation follows every affine layer; wherever the
-    density is used, its statistics are those of all training rows. Raises `OptionError` for sizes that make no model.
+    density is used, its statistics are those of all training rows. With `parts` the columns come in so many groups,
+    each mapped given the groups before it: 2 make a coupling, `features` (default) the autoregressive flow, and
+    a sample takes as many solves as there are parts. Raises `OptionError` for sizes that make no model.
 
     >>> import torch
     >>> maf(3, transforms=2, hidden=16).log_prob(torch.zeros(4, 3)).shape
@@ -81,6 +84,7 @@ def maf(
         residual=residual,
         dropout=dropout,
         activation=activation,
+        parts=parts,
     )
     steps: list[Transform] = []
     for number, layer in enumerate(layers):
