@@ -18,6 +18,7 @@ from rosenblatt.models import (
     realnvp,
     sos,
     sylvester,
+    tan,
     umnn,
 )
 
@@ -39,5 +40,6 @@ __all__ = [
     "realnvp",
     "sos",
     "sylvester",
+    "tan",
     "umnn",
 ]

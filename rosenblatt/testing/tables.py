@@ -16,6 +16,7 @@ from rosenblatt.conditioners.coupling import Coupling
 from rosenblatt.conditioners.heads import LowRank, PartlyFree
 from rosenblatt.conditioners.independent import Independent
 from rosenblatt.conditioners.masked import Masked
+from rosenblatt.conditioners.recurrent import Recurrent
 from rosenblatt.core.density import FactorisedDensity, Flow
 from rosenblatt.core.errors import OptionError
 from rosenblatt.core.registry import build
@@ -248,6 +249,8 @@ CONDITIONERS: dict[str, ConditionerRow] = {
         ConditionerRow("masked_partly_free", lambda d, p: Masked(d, p, hidden=16, head=PartlyFree(d, p, 1, 2))),
         ConditionerRow("masked_parts", lambda d, p: Masked(d, p, hidden=16, parts=3, order=[*range(1, d), 0])),
         ConditionerRow("masked_parts_context", lambda d, p: Masked(d, p, hidden=16, parts=2, context=2), 2),
+        ConditionerRow("recurrent", lambda d, p: Recurrent(d, p, hidden=8, order=[*range(1, d), 0])),
+        ConditionerRow("recurrent_context", lambda d, p: Recurrent(d, p, hidden=8, context=2), 2),
         ConditionerRow("coupling", lambda d, p: Coupling(d, p, hidden=16)),
         ConditionerRow("coupling_odd", lambda d, p: Coupling(d, p, hidden=16, mask="odd", dropout=0.2)),
         ConditionerRow("coupling_context", lambda d, p: Coupling(d, p, hidden=16, context=2), 2),
@@ -305,6 +308,12 @@ MODELS: dict[str, ModelRow] = {
         ModelRow("mtaf", _mtaf),
         ModelRow("taf", _model("taf", transforms=2, hidden=16, df=10.0)),
         ModelRow("gtaf", _model("gtaf", 2, transforms=2, hidden=16), context=2),
+        ModelRow("tan", _model("tan", transforms=2, state=6, components=3)),
+        ModelRow(
+            "tan_context",
+            _model("tan", 2, transforms=1, recurrence="shift", state=6, components=3, conditionals="masked", hidden=16),
+            context=2,
+        ),
         ModelRow("made_mixture", _model("made_mixture", hidden=16)),
         ModelRow("gaussian", _model("gaussian")),
         ModelRow("gaussian_context", _model("gaussian", 2), context=2),
