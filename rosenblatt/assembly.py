@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -159,12 +159,16 @@ class TableFlow(Flow):
     def initialise(self, x: Tensor, context: Tensor | None = None, weight: Tensor | None = None) -> None:
         """Let the model behind the units start from the rows as it sees them."""
         with torch.no_grad():
-            z, _, inside = self._inside(x)
-            self.model.initialise(
-                z[inside],
-                None if context is None else context[inside],
-                None if weight is None else weight[inside],
-            )
+            self.model.initialise(*self._behind_units(Batch(x, context, weight)))
+
+    def refresh(self, batches: Iterable[Batch]) -> None:
+        """Let the model behind the units recompute its statistics from the rows as it sees them."""
+        self.model.refresh(map(self._behind_units, batches))
+
+    def _behind_units(self, batch: Batch) -> Batch:
+        """The rows inside every support, standardised."""
+        z, _, inside = self._inside(batch.x)
+        return Batch._make(None if part is None else part[inside] for part in (z, batch.context, batch.weight))
 
     def _inside(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Standardised rows (0 where there is no number), log-determinants, and which rows are inside."""
@@ -295,11 +299,10 @@ def restore(run: RunFolder) -> tuple[TableFlow, dict[str, Any]]:
 
 def _exact_model(name: str, features: int, options: Mapping[str, Any] | None, seed: int | None) -> Flow:
     model = build(name, features, options=dict(options or {}), seed=seed)
-    if not isinstance(model, Flow) or model.likelihood is not Likelihood.EXACT:
-        raise OptionError(
-            f"model: '{name}' has no exact log-density ({model.likelihood.value}); choose an exact model."
-        )
-    return model
+    claim = model.eval().likelihood  # in use; in training it may be less
+    if not isinstance(model, Flow) or claim is not Likelihood.EXACT:
+        raise OptionError(f"model: '{name}' has no exact log-density ({claim.value}); choose an exact model.")
+    return model.train()
 
 
 def _ends(support: Support) -> list[float | None]:

@@ -7,6 +7,7 @@ sample is drawn in about the work of one pass, each level computing only the uni
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,9 @@ class Masked(Conditioner):
 
     Arguments: `hidden` units in each of `blocks` layers (residual: blocks of two masked layers and a skip), `order` a
     permutation of the coordinates (the first one conditioned on the context alone), `dropout` inside residual blocks or
-    after hidden layers, `head` a cheaper way to many parameters. Levels: one coordinate each, in `order`.
+    after hidden layers, `head` a cheaper way to many parameters. Levels: one coordinate each, in `order`; with `parts`
+    (at most one per coordinate) so many runs of neighbours in `order`, of nearly equal length, and theta_i sees those
+    before its own. 2 parts make a coupling, and the inverse takes one solve for each part.
     Raises `OptionError` for an order that is no permutation or sizes below 1.
     References: Germain et al., MADE, ICML 2015; Durkan & Nash, Autoregressive Energy Machines, ICML 2019.
     """
@@ -49,21 +52,25 @@ class Masked(Conditioner):
         order: Sequence[int] | None = None,
         activation: str = "relu",
         head: Head | None = None,
+        parts: int | None = None,
     ) -> None:
         sizes = {"features": features, "params": params, "hidden": hidden, "blocks": blocks}
+        sizes["parts"] = features if parts is None else parts
         _check_sizes(sizes, dropout, activation)
         order = list(range(features)) if order is None else list(order)
         if sorted(order) != list(range(features)):
             raise OptionError(f"order: {order} came, a permutation of 0..{features - 1} was expected.")
-        super().__init__([[coordinate] for coordinate in order], params, context)
+        levels = min(sizes["parts"], features)
+        self.starts = [level * features // levels for level in range(levels + 1)]  # of each level, and the end
+        super().__init__([order[start:stop] for start, stop in pairwise(self.starts)], params, context)
         self.hidden, self.dropout, self.residual, self.activation = hidden, dropout, residual, activation
 
-        # An input of degree d is the d-th in order; output d sees hidden degrees < d, that is <= d - 1.
-        inputs = torch.arange(1, features + 1)
-        degrees = _degrees(features, hidden, lowest=0 if context else min(1, features - 1))
+        # An input of degree d is of the d-th level; output d sees hidden degrees < d, that is <= d - 1.
+        inputs = torch.arange(1, levels + 1).repeat_interleave(torch.tensor(self.sizes))
+        degrees = _degrees(levels, hidden, lowest=0 if context else min(1, levels - 1))
         self.emitted = params if head is None else head.emitted
         outputs = (inputs - 1).repeat_interleave(self.emitted)
-        self.cuts = [0, *(int((degrees <= d).sum()) for d in range(features))]
+        self.cuts = [0, *(int((degrees <= d).sum()) for d in range(levels))]
         self.first = MaskedLinear(inputs, degrees)
         self.context_in = nn.Linear(context, hidden, bias=False) if context else None
         gains = [1.0, 1e-2] * blocks if residual else [1.0] * (blocks - 1)  # residual branches start near zero
@@ -138,9 +145,9 @@ class Masked(Conditioner):
         return MaskedColumnWalk(self, context, rows)
 
 
-def _degrees(features: int, hidden: int, lowest: int) -> Tensor:
-    """Ascending degrees of the hidden units; degree 0 sees the context alone, so that the first coordinate can too."""
-    span = max(1, features - lowest)
+def _degrees(levels: int, hidden: int, lowest: int) -> Tensor:
+    """Ascending degrees of the hidden units; degree 0 sees the context alone, so that the first level can too."""
+    span = max(1, levels - lowest)
     if hidden >= span:
         tile = REACH_STEP if hidden >= span * REACH_STEP else 1  # blocks on tiles where they are large enough
         counts = [hidden // span // tile * tile] * span
@@ -148,8 +155,8 @@ def _degrees(features: int, hidden: int, lowest: int) -> Tensor:
             counts[number] += tile
         counts[-1] += hidden - sum(counts)
         return torch.arange(lowest, lowest + span).repeat_interleave(torch.tensor(counts))
-    # Spread, so that the last degree is there and no coordinate goes unseen.
-    return torch.linspace(features - 1, lowest, hidden, dtype=torch.float64).round().long().flip(0)
+    # Spread, so that the last degree is there and no level goes unseen.
+    return torch.linspace(levels - 1, lowest, hidden, dtype=torch.float64).round().long().flip(0)
 
 
 def _check_sizes(sizes: dict[str, int], dropout: float, activation: str) -> None:

@@ -27,16 +27,17 @@ class MaskedWalk:
         self.fed: list[Tensor | None] = [None] * (len(net.layers) + 1)
 
     def theta(self, level: int, x: Tensor) -> Tensor:
-        """Parameters of the coordinate of `level`, from the coordinates filled before it."""
+        """Parameters of the coordinates of `level`, from the levels filled before it."""
         net = self.net
         # Units of degree `level` are new: they see exactly the coordinates filled so far.
         start, stop = net.cuts[level], net.cuts[level + 1]
         if stop > start:
-            self._grow(x.index_select(-1, net.order[:level]), start, stop)
+            self._grow(x.index_select(-1, net.order[: net.starts[level]]), start, stop)
         fed = self.fed[-1]
         seen = x[..., :0] if fed is None else fed[..., :stop]
-        numbers = net.last.rows(seen, level * net.emitted, (level + 1) * net.emitted).unsqueeze(-2)
-        return net.parameters_of(numbers, level, level + 1)
+        begin, end = net.starts[level], net.starts[level + 1]
+        numbers = net.last.rows(seen, begin * net.emitted, end * net.emitted)
+        return net.parameters_of(numbers.unflatten(-1, (end - begin, net.emitted)), begin, end)
 
     def _grow(self, x: Tensor, start: int, stop: int) -> None:
         net = self.net
@@ -85,26 +86,28 @@ class MaskedColumnWalk:
         self.shift: Tensor | None = None
         if net.context_in is not None and context is not None:
             self.shift = net.context_in.weight @ limited(context).t()
-        self.block_ends = _block_ends(net.cuts, net.emitted)
+        self.block_ends = _block_ends(net.cuts, [start * net.emitted for start in net.starts])
         self.base = 0  # level at which the present block began
 
     def theta(self, level: int, x: Tensor) -> Tensor:
-        """Parameters (rows, 1, params) of the coordinate of `level`."""
-        net, emitted = self.net, self.net.emitted
+        """Parameters (rows, level size, params) of the coordinates of `level`."""
+        net, emitted, starts = self.net, self.net.emitted, self.net.starts
         start, stop = net.cuts[level], net.cuts[level + 1]
         if level:
-            torch.clamp(x[level - 1], -INPUT_LIMIT, INPUT_LIMIT, out=self.inputs[level - 1])
+            filled = slice(starts[level - 1], starts[level])
+            torch.clamp(x[filled], -INPUT_LIMIT, INPUT_LIMIT, out=self.inputs[filled])
         if level in self.block_ends:
             self._open(level, self.block_ends[level])
         if stop > start:
             self._grow(level, start, stop)
-        begin, end = level * emitted, (level + 1) * emitted
+        begin, end = starts[level] * emitted, starts[level + 1] * emitted
         if self.last is not None:
             out = self.last.add(self.top, (begin, end), (net.cuts[self.base], stop))
         else:
             weight = net.last.weight[begin:end, :stop]
             out = torch.addmm(net.last.bias[begin:end].unsqueeze(-1), weight, self.top[:stop])
-        return net.parameters_of(out.t().unsqueeze(-2), level, level + 1)
+        numbers = out.t().unflatten(-1, (net.sizes[level], emitted))
+        return net.parameters_of(numbers, starts[level], starts[level + 1])
 
     def _open(self, level: int, end: int) -> None:
         """Begin the block of levels up to `end`: give its units the sums over everything that came before."""
@@ -112,13 +115,13 @@ class MaskedColumnWalk:
         self.base = level
         known = start = net.cuts[level]  # units before the block are known, those from there on are its own
         stop = net.cuts[end]
-        self.sums[0].open(self.inputs, (start, stop), level)
+        self.sums[0].open(self.inputs, (start, stop), net.starts[level])
         if self.shift is not None:
             self.sums[0].values[start:stop] += self.shift[start:stop]
         for number, sums in enumerate(self.sums[1:]):
             sums.open(self._entering(number), (start, stop), known)
         if self.last is not None:
-            self.last.open(self.top, (level * net.emitted, end * net.emitted), known)
+            self.last.open(self.top, (net.starts[level] * net.emitted, net.starts[end] * net.emitted), known)
 
     def _entering(self, number: int) -> Tensor:
         """What masked layer `number` is fed: activated units (hidden, rows)."""
@@ -129,7 +132,7 @@ class MaskedColumnWalk:
     def _grow(self, level: int, start: int, stop: int) -> None:
         net, new = self.net, (start, stop)
         since = net.cuts[self.base]
-        hidden = self.sums[0].add(self.inputs, new, (self.base, level))
+        hidden = self.sums[0].add(self.inputs, new, (net.starts[self.base], net.starts[level]))
         if net.residual:
             for number in range(0, len(net.layers), 2):
                 fed = self.fed[number // 2]
@@ -169,12 +172,16 @@ class _Sums:
         return values
 
 
-def _block_ends(cuts: list[int], emitted: int) -> dict[int, int]:
-    """Level at which each block ends, by the level at which it begins."""
+def _block_ends(cuts: list[int], numbers: list[int]) -> dict[int, int]:
+    """Level at which each block ends, by the level at which it begins; units and numbers emitted before each level."""
     ends: dict[int, int] = {}
     start, levels = 0, len(cuts) - 1
     for level in range(1, levels + 1):
-        if level == levels or cuts[level] - cuts[start] >= BLOCK_UNITS or (level - start) * emitted >= BLOCK_NUMBERS:
+        if (
+            level == levels
+            or cuts[level] - cuts[start] >= BLOCK_UNITS
+            or numbers[level] - numbers[start] >= BLOCK_NUMBERS
+        ):
             ends[start] = level
             start = level
     return ends

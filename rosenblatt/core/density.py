@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 import torch
@@ -14,7 +14,7 @@ from rosenblatt.core.allocator import keep_freed_memory
 from rosenblatt.core.eager import runs_eagerly
 from rosenblatt.core.errors import DataError, InverseError, OptionError
 from rosenblatt.core.transform import Compose, Inverse, Transform
-from rosenblatt.core.types import Likelihood
+from rosenblatt.core.types import Batch, Likelihood
 
 SAMPLE_ROWS = 8192  # inverted at once: bounds the memory of a large sample, not its values
 # Rows mapped at once where no gradient is taken: their hidden units should stay in the cache, and their numbers be
@@ -62,6 +62,12 @@ class Density(nn.Module, ABC):
     def initialise(self, x: Tensor, context: Tensor | None = None, weight: Tensor | None = None) -> None:
         """Set data-dependent starting values from training rows; nothing by default."""
 
+    def refresh(self, batches: Iterable[Batch]) -> None:
+        """Recompute what eval mode keeps from all training rows, for the present weights; nothing by default.
+
+        Training calls it, in eval mode, before every validation. `batches` are read once, or not at all.
+        """
+
     def given(self, context: Tensor | None = None, *, generator: torch.Generator | None = None) -> Given:
         """View this density at `context` as a `torch.distributions.Distribution`."""
         return Given(self, context, generator=generator)
@@ -96,6 +102,11 @@ def _starts_from_data(part: nn.Module) -> bool:
     """Whether a part of a flow has starting values of its own to take from rows."""
     initialise = getattr(type(part), "initialise", Density.initialise)
     return initialise is not Density.initialise
+
+
+def _keeps_statistics(part: nn.Module) -> bool:
+    """Whether a step of a flow keeps numbers that `refresh` recomputes."""
+    return hasattr(type(part), "refresh")
 
 
 def _same_batch(x: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
@@ -246,8 +257,7 @@ class Flow(Density):
 
     def initialise(self, x: Tensor, context: Tensor | None = None, weight: Tensor | None = None) -> None:
         """Let each data-dependent step (ActNorm), and the base, start from what reaches it."""
-        steps = self.transform.steps if isinstance(self.transform, Compose) else [self.transform]
-        parts: list[nn.Module] = [*steps, self.base]
+        parts: list[nn.Module] = [*self._all_steps(), self.base]
         waiting = [number for number, part in enumerate(parts) if _starts_from_data(part)]
         with torch.no_grad():
             for number, part in enumerate(parts[: max(waiting, default=-1) + 1]):
@@ -255,6 +265,26 @@ class Flow(Density):
                     part.initialise(x, context, weight)  # type: ignore[operator]
                 if part is not self.base:
                     x = part(x, context).value
+
+    def refresh(self, batches: Iterable[Batch]) -> None:
+        """Let each step with statistics of the training rows (batch normalisation) recompute them.
+
+        Step by step, each from what the steps before it, refreshed, make of all rows, which are held in memory
+        meanwhile: one pass of the transform in all.
+        """
+        steps = self._all_steps()
+        waiting = [number for number, step in enumerate(steps) if _keeps_statistics(step)]
+        if not waiting:
+            return
+        with torch.no_grad():
+            parts = [(batch.x, batch.context) for batch in batches]
+            for number, step in enumerate(steps[: waiting[-1] + 1]):
+                if number in waiting:
+                    step.refresh(x for x, _ in parts)  # type: ignore[operator]
+                parts = [(step(x, context).value, context) for x, context in parts]
+
+    def _all_steps(self) -> list[Transform]:
+        return self.transform.steps if isinstance(self.transform, Compose) else [self.transform]
 
     def _factorised_base(self) -> FactorisedDensity:
         if not isinstance(self.base, FactorisedDensity):

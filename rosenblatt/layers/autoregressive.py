@@ -19,11 +19,13 @@ def alternating(
     residual: bool,
     dropout: float,
     activation: str,
+    parts: int | None = None,
 ) -> list[Conditional]:
     """One layer for each of `maps`, its parameters from a masked network of its own.
 
-    Layers in one order would add up to a single one; turned around, each column comes to see every other. Raises
-    `OptionError` for sizes that make no network.
+    Layers in one order would add up to a single one; turned around, each column comes to see every other. With `parts`
+    the columns of a layer come in so many runs that see the runs before. Raises `OptionError` for sizes that make no
+    network.
 
     >>> from rosenblatt.elementwise.affine import Affine
     >>> net = {"hidden": 8, "blocks": 2, "residual": False, "dropout": 0.0, "activation": "relu"}
@@ -43,6 +45,7 @@ def alternating(
             residual=residual,
             order=order,
             activation=activation,
+            parts=parts,
         )
         layers.append(Conditional(elementwise, conditioner))
         order = order[::-1]

@@ -2,7 +2,9 @@
 
 from rosenblatt.models import (
     bernstein,
+    bnaf,
     elf,
+    flowpp,
     gaussian,
     glow,
     iaf,
@@ -16,12 +18,15 @@ from rosenblatt.models import (
     realnvp,
     sos,
     sylvester,
+    tan,
     umnn,
 )
 
 __all__ = [
     "bernstein",
+    "bnaf",
     "elf",
+    "flowpp",
     "gaussian",
     "glow",
     "iaf",
@@ -35,5 +40,6 @@ __all__ = [
     "realnvp",
     "sos",
     "sylvester",
+    "tan",
     "umnn",
 ]

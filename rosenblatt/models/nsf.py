@@ -57,13 +57,16 @@ def nsf(
     linear: str = "lu",
     residual: bool = True,
     dropout: float = 0.0,
+    parts: int | None = None,
 ) -> Flow:
     """Build a neural spline flow for `features` columns.
 
     `linear` is what stands before each spline: "lu" (random permutation and LU factors, as published), "permutation"
     (random permutation alone) or "none" (the order turns around instead). `spline` may also be "linear", "quadratic" or
     "cubic", a polynomial in each bin (the cubic's inverse is a root search). With `residual=False`, `blocks` counts
-    plain hidden layers. Raises `OptionError` for another `linear` or `spline`, or sizes that make no model.
+    plain hidden layers. With `parts` the columns come in so many groups, each mapped given the groups before it: from a
+    coupling (2) to the autoregressive flow (`features`, the default), in what it can model and in the cost of a sample.
+    Raises `OptionError` for another `linear` or `spline`, `parts` of a coupling, or sizes that make no model.
 
     >>> import torch
     >>> nsf(3, transforms=2, hidden=16, coupling=True).log_prob(torch.zeros(4, 3)).shape
@@ -73,6 +76,8 @@ def nsf(
         raise OptionError(f"transforms: {transforms} came, an integer >= 1 was expected.")
     if linear not in ("lu", "permutation", "none"):
         raise OptionError(f"linear: '{linear}' came, 'lu', 'permutation' or 'none' was expected.")
+    if coupling and parts is not None:
+        raise OptionError(f"parts: {parts} came with coupling, which has two; leave one of them out.")
     order = list(range(features))
     steps: list[Transform] = []
     for number in range(transforms):
@@ -91,7 +96,7 @@ def nsf(
             conditioner = Coupling(features, params, mask="odd" if number % 2 else "even", **net)
         else:
             turned = order[::-1] if linear == "none" and number % 2 else order
-            conditioner = Masked(features, params, order=turned, **net)
+            conditioner = Masked(features, params, order=turned, parts=parts, **net)
         steps.append(Conditional(bend, conditioner))
     steps.extend(_linear(linear, features))
     return Flow(Compose(steps), StandardNormal(features), context=context)

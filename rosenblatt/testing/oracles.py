@@ -13,10 +13,12 @@ from typing import Protocol
 
 from torch import Tensor
 
+from rosenblatt.elementwise.affine import Affine
 from rosenblatt.elementwise.base import Elementwise
 from rosenblatt.elementwise.monotone_net import MonotoneNet
 from rosenblatt.elementwise.sigmoid_mixture import DeepSigmoid, LogisticMixture
 from rosenblatt.elementwise.spline import RationalQuadraticSpline
+from rosenblatt.elementwise.stacked import Stacked
 
 DIGITS = 60
 STEP = Decimal("1e-18")  # of the central difference: its error is far below 1e-20
@@ -108,6 +110,16 @@ def deep_sigmoid(elementwise: Elementwise, x: Decimal, theta: Tensor) -> Decimal
         units = [_sigmoid(_squash(a, 7, 7).exp() * x + b) for a, b in zip(slopes, shifts, strict=True)]
         x = _logit(_mix(raw[:block][rows], units))
     return x
+
+
+def mixture_then_affine(elementwise: Elementwise, x: Decimal, theta: Tensor) -> Decimal:
+    """An affine map of the logit of a mixture's CDF."""
+    assert isinstance(elementwise, Stacked)
+    mixture, scaling = elementwise.maps
+    assert isinstance(mixture, LogisticMixture)
+    assert isinstance(scaling, Affine)
+    size = 3 * mixture.components
+    return affine(scaling, logistic_mixture(mixture, x, theta[:size]), theta[size:])
 
 
 def monotone_net(elementwise: Elementwise, x: Decimal, theta: Tensor) -> Decimal:

@@ -16,6 +16,7 @@ from rosenblatt.conditioners.coupling import Coupling
 from rosenblatt.conditioners.heads import LowRank, PartlyFree
 from rosenblatt.conditioners.independent import Independent
 from rosenblatt.conditioners.masked import Masked
+from rosenblatt.conditioners.recurrent import Recurrent
 from rosenblatt.core.density import FactorisedDensity, Flow
 from rosenblatt.core.errors import OptionError
 from rosenblatt.core.registry import build
@@ -33,6 +34,7 @@ from rosenblatt.elementwise.polynomial_spline import PolynomialSpline
 from rosenblatt.elementwise.sigmoid_mixture import DeepSigmoid, LogisticMixture
 from rosenblatt.elementwise.simple import Arcsinh, Kumaraswamy, SinhArcsinh, TwoSlopes, YeoJohnson
 from rosenblatt.elementwise.spline import RationalQuadraticSpline
+from rosenblatt.elementwise.stacked import Stacked
 from rosenblatt.elementwise.tails import ParetoTails, TailTransform
 from rosenblatt.elementwise.tanh_bump import TanhBump
 from rosenblatt.layers.conditional import Conditional
@@ -196,6 +198,9 @@ ELEMENTWISE: dict[str, ElementwiseRow] = {
         ElementwiseRow("circular_spline", lambda: CircularSpline(6), oracles_splines.circular, (-3.1, 3.1)),
         ElementwiseRow("logistic_mixture", lambda: LogisticMixture(5), oracles.logistic_mixture, (), 0.02),
         ElementwiseRow("deep_sigmoid", lambda: DeepSigmoid(6, 2), oracles.deep_sigmoid, (), 0.05, 1e-11),
+        ElementwiseRow(
+            "stacked", lambda: Stacked([LogisticMixture(3), Affine()]), oracles.mixture_then_affine, (), 0.05, 1e-11
+        ),
         ElementwiseRow("nits_mixture", lambda: MonotoneNet((8, 1), epsilon=0.0), oracles.monotone_net, (), _NITS_START),
         ElementwiseRow("nits", lambda: MonotoneNet((8, 8, 1)), oracles.monotone_net, (), _NITS_START, 1e-11),
         ElementwiseRow("nits_deep", lambda: MonotoneNet((6, 6, 6, 1)), oracles.monotone_net, (), _NITS_START, 1e-10),
@@ -242,6 +247,10 @@ CONDITIONERS: dict[str, ConditionerRow] = {
         ConditionerRow("masked_context", lambda d, p: Masked(d, p, hidden=16, context=2), 2),
         ConditionerRow("masked_low_rank", lambda d, p: Masked(d, p, hidden=16, head=LowRank(d, p, 2))),
         ConditionerRow("masked_partly_free", lambda d, p: Masked(d, p, hidden=16, head=PartlyFree(d, p, 1, 2))),
+        ConditionerRow("masked_parts", lambda d, p: Masked(d, p, hidden=16, parts=3, order=[*range(1, d), 0])),
+        ConditionerRow("masked_parts_context", lambda d, p: Masked(d, p, hidden=16, parts=2, context=2), 2),
+        ConditionerRow("recurrent", lambda d, p: Recurrent(d, p, hidden=8, order=[*range(1, d), 0])),
+        ConditionerRow("recurrent_context", lambda d, p: Recurrent(d, p, hidden=8, context=2), 2),
         ConditionerRow("coupling", lambda d, p: Coupling(d, p, hidden=16)),
         ConditionerRow("coupling_odd", lambda d, p: Coupling(d, p, hidden=16, mask="odd", dropout=0.2)),
         ConditionerRow("coupling_context", lambda d, p: Coupling(d, p, hidden=16, context=2), 2),
@@ -272,6 +281,7 @@ MODELS: dict[str, ModelRow] = {
         ModelRow("maf", _model("maf", transforms=3, hidden=16), traced=True),
         ModelRow("maf_context", _model("maf", 2, transforms=2, hidden=16), context=2),
         ModelRow("maf_mixture", _model("maf", transforms=2, hidden=16, components=4)),
+        ModelRow("maf_batch_norm", _model("maf", transforms=2, hidden=16, batch_norm=True)),
         ModelRow("iaf", _model("iaf", transforms=2, hidden=16)),
         ModelRow("iaf_context", _model("iaf", 2, transforms=2, hidden=16), context=2),
         ModelRow("realnvp", _model("realnvp", transforms=3, hidden=16)),
@@ -279,6 +289,7 @@ MODELS: dict[str, ModelRow] = {
         ModelRow("realnvp_context", _model("realnvp", 2, transforms=2, hidden=16), context=2),
         ModelRow("glow", _model("glow", transforms=2, hidden=16)),
         ModelRow("glow_svd", _model("glow", transforms=2, hidden=16, linear="svd")),
+        ModelRow("flowpp", _model("flowpp", transforms=2, components=3, hidden=16)),
         ModelRow("planar", _model("planar", transforms=4)),
         ModelRow("planar_radial", _model("planar", transforms=3, radial=True)),
         ModelRow("planar_context", _model("planar", 2, transforms=2, hidden=8), context=2),
@@ -287,6 +298,7 @@ MODELS: dict[str, ModelRow] = {
         ModelRow("nsf", _model("nsf", transforms=2, hidden=16), traced=True),
         ModelRow("nsf_coupling", _model("nsf", transforms=3, hidden=16, coupling=True), traced=True),
         ModelRow("nsf_context", _model("nsf", 2, transforms=2, hidden=16), context=2),
+        ModelRow("nsf_parts", _model("nsf", transforms=2, hidden=16, parts=2)),
         ModelRow("nsf_linear", _model("nsf", transforms=2, hidden=16, spline="linear", coupling=True)),
         ModelRow("nsf_quadratic", _model("nsf", transforms=2, hidden=16, spline="quadratic")),
         ModelRow("nsf_cubic", _model("nsf", transforms=2, hidden=16, spline="cubic", linear="none")),
@@ -296,6 +308,12 @@ MODELS: dict[str, ModelRow] = {
         ModelRow("mtaf", _mtaf),
         ModelRow("taf", _model("taf", transforms=2, hidden=16, df=10.0)),
         ModelRow("gtaf", _model("gtaf", 2, transforms=2, hidden=16), context=2),
+        ModelRow("tan", _model("tan", transforms=2, state=6, components=3)),
+        ModelRow(
+            "tan_context",
+            _model("tan", 2, transforms=1, recurrence="shift", state=6, components=3, conditionals="masked", hidden=16),
+            context=2,
+        ),
         ModelRow("made_mixture", _model("made_mixture", hidden=16)),
         ModelRow("gaussian", _model("gaussian")),
         ModelRow("gaussian_context", _model("gaussian", 2), context=2),
@@ -303,6 +321,9 @@ MODELS: dict[str, ModelRow] = {
         ModelRow("sos", _model("sos", transforms=2, squares=2, hidden=16)),
         ModelRow("umnn", _model("umnn", transforms=1, units=4, cells=8, nodes=3, hidden=16)),
         ModelRow("naf_context", _model("naf", 2, transforms=1, units=4, hidden=16), context=2),
+        ModelRow("bnaf", _model("bnaf", transforms=2, units=4)),
+        ModelRow("bnaf_gated", _model("bnaf", transforms=2, units=3, layers=1, gated=True)),
+        ModelRow("bnaf_context", _model("bnaf", 2, transforms=1, units=4), context=2),
         ModelRow("naf_dense", _model("naf", transforms=1, units=4, dense=True, hidden=16)),
     )
 }

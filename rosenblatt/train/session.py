@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -204,7 +204,9 @@ class Session:
     def validate(self) -> bool:
         """Score the weights for use, write the record down, and say whether they are the best so far."""
         progress = self.state.progress
-        score = None if self.validation is None else self._validation_score(self.validation)
+        with self._in_use():
+            self._refresh()
+            score = None if self.validation is None else self._validation_score(self.validation)
         if score is not None and math.isnan(score):
             self._roll_back("the validation score is not a number")
         finite = score if score is not None and math.isfinite(score) else None
@@ -282,6 +284,8 @@ class Session:
         self.model.zero_grad(set_to_none=True)
         self.state.release()
         self.model.eval()
+        if self.best_weights is None and self.state.progress.step:
+            self._refresh()  # stopped before the first validation
 
     def _fresh_state(self) -> TrainState:
         if self.closed_form:
@@ -298,21 +302,34 @@ class Session:
             rate *= (1 + math.cos(math.pi * min(step / self.total, 1.0))) / 2
         return rate
 
+    @contextmanager
+    def _in_use(self) -> Iterator[None]:
+        """Let the model stand as it will be used: averaged weights, eval mode, no gradients."""
+        averaged = nullcontext() if self.state.ema is None else self.state.ema.applied()
+        self.model.eval()
+        with torch.no_grad(), averaged:
+            yield
+        self.model.train()
+
+    def _refresh(self) -> None:
+        """Let the model recompute what it keeps of the training rows, for the weights it carries."""
+        with torch.no_grad(), self.runtime.autocast():
+            self.model.refresh(self._sound_batches(self.train))
+
+    def _sound_batches(self, data: Dataset) -> Iterator[Batch]:
+        for rows in data.ordered_batches(max(self.config.batch_size, VALIDATION_ROWS)):
+            yield sound_rows(self._on_device(rows))
+
     def _validation_score(self, data: Dataset) -> float:
         generator = seeded_generator(self.config.seed, VALIDATION, device=self.runtime.device)
         total = torch.zeros((), dtype=torch.float64, device=self.runtime.device)
         mass = total.clone()
-        averaged = nullcontext() if self.state.ema is None else self.state.ema.applied()
-        self.model.eval()
-        with torch.no_grad(), averaged:
-            for rows in data.ordered_batches(max(self.config.batch_size, VALIDATION_ROWS)):
-                batch = sound_rows(self._on_device(rows))
-                with self.runtime.autocast():
-                    losses = self.objective(self.model, batch, generator).double()
-                weight = torch.ones_like(losses) if batch.weight is None else batch.weight.double()
-                total -= (weight * torch.where(weight > 0, losses, 0.0)).sum()
-                mass += weight.sum()
-        self.model.train()
+        for batch in self._sound_batches(data):
+            with self.runtime.autocast():
+                losses = self.objective(self.model, batch, generator).double()
+            weight = torch.ones_like(losses) if batch.weight is None else batch.weight.double()
+            total -= (weight * torch.where(weight > 0, losses, 0.0)).sum()
+            mass += weight.sum()
         if mass == 0:
             raise DataError("validation: no finite row with a weight above 0 came; check the table and its split.")
         return (total / mass).item()
