@@ -94,6 +94,7 @@ class TableFlow(Flow):
 
     def __init__(self, units: Units, model: Flow) -> None:
         super().__init__(Compose([units, model.transform]), model.base, context=model.context)
+        self.objective = model.objective
         # In a tuple, so that the weights shared with `transform` are registered (and saved) once.
         self._model = (model,)
 
@@ -294,12 +295,13 @@ def restore(run: RunFolder) -> tuple[TableFlow, dict[str, Any]]:
 
 
 def _exact_model(name: str, features: int, options: Mapping[str, Any] | None, seed: int | None) -> Flow:
-    model = build(name, features, options=dict(options or {}), seed=seed)
+    # Judged as it will score: a model may estimate in training mode only.
+    model = build(name, features, options=dict(options or {}), seed=seed).eval()
     if not isinstance(model, Flow) or model.likelihood is not Likelihood.EXACT:
         raise OptionError(
             f"model: '{name}' has no exact log-density ({model.likelihood.value}); choose an exact model."
         )
-    return model
+    return model.train()
 
 
 def _ends(support: Support) -> list[float | None]:

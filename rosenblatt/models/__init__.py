@@ -3,6 +3,8 @@
 from rosenblatt.models import (
     bernstein,
     elf,
+    ffjord,
+    flow_matching,
     gaussian,
     glow,
     iaf,
@@ -22,6 +24,8 @@ from rosenblatt.models import (
 __all__ = [
     "bernstein",
     "elf",
+    "ffjord",
+    "flow_matching",
     "gaussian",
     "glow",
     "iaf",
