@@ -16,6 +16,7 @@ from rosenblatt.core.types import Likelihood, Mapped
 from rosenblatt.layers.velocity import Velocity
 
 MOST_CORRECTIONS = 50
+STRIDE = 2_654_435_761  # 2^32 over the golden ratio
 TRACES = ("auto", "exact", "hutchinson")
 
 
@@ -95,7 +96,8 @@ class ContinuousFlow(Transform):
         self.trace = trace
         self.tolerance = tolerance
         self.record: list[Energy] | None = None
-        self.register_buffer("draws", torch.tensor(seed << 32))
+        # Seeds of the signs, one a call; those of the layers of a stack start far apart.
+        self.register_buffer("draws", torch.tensor(seed * STRIDE % 2**32))
 
     @property
     def likelihood(self) -> Likelihood:

@@ -28,13 +28,13 @@ class Velocity(nn.Module, ABC):
         """Velocity of each point."""
 
     def push(self, z: Tensor, tangents: Tensor, time: Time, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Velocity, and its derivatives `J t_k` along `tangents` (*batch, k, features), by forward differentiation."""
+        """Velocity, and its derivatives `J t_k` along `tangents` (*batch, k, features)."""
 
-        def along(tangent: Tensor) -> Any:
-            return torch.func.jvp(lambda z: self(z, time, context), (z,), (tangent,))
-
-        ends: Any = (None, -2)
-        value, pushed = torch.func.vmap(along, in_dims=-2, out_dims=ends)(tangents)
+        value, back = torch.func.vjp(lambda z: self(z, time, context), z)[:2]
+        # `back` is linear, u -> J^T u, so what turns it around again is J. (Forward mode proper would do it in one pass
+        # fewer, but PyTorch's warns where warnings are errors.)
+        along = torch.func.vjp(lambda u: back(u)[0], torch.zeros_like(value))[1]
+        (pushed,) = torch.func.vmap(along, in_dims=-2, out_dims=-2)(tangents)
         return value, pushed
 
 

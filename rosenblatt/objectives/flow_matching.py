@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rosenblatt.core.density import Density
 from rosenblatt.core.errors import DataError, OptionError
+from rosenblatt.core.transform import Compose
 from rosenblatt.core.types import Batch
 from rosenblatt.layers.continuous import ContinuousFlow
 
@@ -67,13 +68,13 @@ class FlowMatching:
 def _steps(model: Any) -> list[Any]:
     """The steps of a flow (which a compiler may have wrapped), whose last is a continuous one."""
     transform = getattr(model, "transform", None)
-    steps = getattr(transform, "steps", [transform])
-    if not isinstance(steps[-1] if isinstance(steps, list) else None, ContinuousFlow):
+    steps = transform.steps if isinstance(transform, Compose) else [transform]
+    if not isinstance(steps[-1], ContinuousFlow):
         raise OptionError(
             f"model: {type(model).__name__} came, a flow whose last step is a continuous one was expected; choose "
             "'flow_matching', or 'ffjord' with one transform."
         )
-    return list(steps)
+    return steps
 
 
 def _coupled(x: Tensor, noise: Tensor, batch: Batch) -> Tensor:
