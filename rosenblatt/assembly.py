@@ -94,6 +94,7 @@ class TableFlow(Flow):
 
     def __init__(self, units: Units, model: Flow) -> None:
         super().__init__(Compose([units, model.transform]), model.base, context=model.context)
+        self.objective = model.objective
         # In a tuple, so that the weights shared with `transform` are registered (and saved) once.
         self._model = (model,)
 

@@ -21,6 +21,7 @@ from rosenblatt.cli.outputs import count_parameters, next_steps, result, write_o
 from rosenblatt.cli.rows import Rows, RowsOptions, prepare
 from rosenblatt.core.errors import CheckpointError, DataError, OptionError
 from rosenblatt.data import Table
+from rosenblatt.objectives import measure_of
 from rosenblatt.preparation import hold_out
 from rosenblatt.summary import Summary, compare, new_run
 from rosenblatt.train import FitConfig, Fitter, RunFolder
@@ -86,7 +87,7 @@ def run(_command: str, words: Sequence[str]) -> int:
     runtime = TableRuntime(options.fit.device, amp=options.fit.amp)
     store = _open_run(options, rows, flow, folder)
     with _no_empty_run(store):
-        report = Fitter(options.fit, runtime=runtime, loggers=[Lines()]).fit(
+        report = Fitter(options.fit, runtime=runtime, loggers=[Lines(measure_of(flow))]).fit(
             flow, train, validation=validation, run=store, resume=options.resume is not None
         )
     if report.signal is not None:
@@ -203,7 +204,8 @@ def _hold_out(options: FitOptions, rows: Rows) -> tuple[Table, Table | None]:
 class Lines:
     """A line per validation where there is no terminal, at most one every ten seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, measure: str) -> None:
+        self.measure = measure
         self._last = time.monotonic()
 
     def log(self, record: dict[str, Any]) -> None:
@@ -214,7 +216,8 @@ class Lines:
         self._last = now
         parts = [f"{name} {record[name]:.3f}" for name in ("train", "validation") if record[name] is not None]
         print(
-            f"  step {record['step']}  epoch {record['epoch']:.1f}  {'  '.join(parts)} nats  {record['seconds']:.0f} s",
+            f"  step {record['step']}  epoch {record['epoch']:.1f}  {'  '.join(parts)} {self.measure}  "
+            f"{record['seconds']:.0f} s",
             flush=True,
         )
 

@@ -147,7 +147,9 @@ def _training(store: RunFolder) -> dict[str, str]:
         best, seconds = progress.get("best_validation"), float(progress.get("seconds", 0))
         found = {"steps": f"{checkpoint.step:,}, {seconds:.0f} s of training, not finished"}
         if best is not None:
-            found["validation"] = f"{best:.4f} nats per row at step {progress.get('best_step')}"
+            measure = checkpoint.state.get("measure", "nats")
+            shown = f"{best:.4f} {'nats per row' if measure == 'nats' else measure}"
+            found["validation"] = f"{shown} at step {progress.get('best_step')}"
     else:
         report = summary.report
         found = {"steps": f"{report.steps:,}, {report.seconds:.0f} s of training, stopped by {report.stopped}"}

@@ -50,8 +50,11 @@ def result(model: str, summary: Summary, rows: Rows) -> str:
     if report.skipped_steps or report.rolled_back:
         lines.append(f"guard: {report.skipped_steps} steps skipped, {report.rolled_back} roll backs, see metrics.jsonl")
     if scores is None:
-        if report.best_validation is not None:
-            lines.append(f"validation log-likelihood: {report.best_validation:.4f} nats per row (no test rows)")
+        validation = report.best_validation
+        if report.measure != "nats":  # the score of training is no log-likelihood
+            validation = None if summary.validation is None else summary.validation.model.value
+        if validation is not None:
+            lines.append(f"validation log-likelihood: {validation:.4f} nats per row (no test rows)")
         return "\n".join(lines)
     width = max(len(model), len("gaussian")) + 11
     lines.append(f"held-out log-likelihood, nats per row +- standard error, {rows.test_rows:,} test rows:")
@@ -78,7 +81,7 @@ def next_steps(folder: Path, rows: Rows) -> list[str]:
 def _kept(report: FitReport) -> str:
     if report.best_validation is None or report.stopped == "closed form":
         return ""
-    return f", best validation {report.best_validation:.4f} nats at step {report.best_step:,}"
+    return f", best validation {report.best_validation:.4f} {report.measure} at step {report.best_step:,}"
 
 
 def count_parameters(flow: Flow) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ class Density(nn.Module, ABC):
     closed_form: ClassVar[bool] = False  # True: `initialise` on all rows is the whole fit
     features: int
     context: int
+    objective: Objective | None = None  # the loss it is made to be trained with; None for minus the log-likelihood
 
     @property
     def likelihood(self) -> Likelihood:
@@ -89,6 +90,19 @@ class Density(nn.Module, ABC):
             raise DataError(
                 f"context: {width} columns came, {self.context} were expected; pass what the model was built with."
             )
+
+
+class Objective(Protocol):
+    """A loss per row, shape (rows,); the fitter takes its weighted mean.
+
+    `measure` says in a word or two what minus the mean loss is in eval mode: "nats" if that is the mean log-likelihood
+    in nats per row, else what a report should call it. An objective without one is taken for a loss of no unit.
+    """
+
+    measure: str
+
+    def __call__(self, model: Density, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Compute the losses of `batch`; every random draw comes from `generator`."""
 
 
 def fresh_generator(device: torch.device | str = "cpu") -> torch.Generator:
@@ -169,7 +183,12 @@ class Flow(Density):
         contexts: Sequence[Tensor | None] = [None] * len(pieces)
         if context is not None:
             contexts = context.reshape(-1, context.shape[-1]).split(rows)
-        parts = [self._log_prob_of_finite(piece, given) for piece, given in zip(pieces, contexts, strict=True)]
+        parts: list[Tensor] = []
+        for number, (piece, given) in enumerate(zip(pieces, contexts, strict=True)):
+            try:
+                parts.append(self._log_prob_of_finite(piece, given))
+            except InverseError as error:
+                raise InverseError(error.reason, [number * rows + row for row in error.rows]) from None
         return torch.cat(parts).reshape(batch)
 
     def sample_and_log_prob(
@@ -253,7 +272,9 @@ class Flow(Density):
 
     def after(self, transform: Transform) -> Flow:
         """Put a fixed transform (units, supports) on the data side; `log_prob` is then in its units."""
-        return Flow(Compose([transform, self.transform]), self.base, context=self.context)
+        flow = Flow(Compose([transform, self.transform]), self.base, context=self.context)
+        flow.objective = self.objective
+        return flow
 
     def initialise(self, x: Tensor, context: Tensor | None = None, weight: Tensor | None = None) -> None:
         """Let each data-dependent step (ActNorm), and the base, start from what reaches it."""

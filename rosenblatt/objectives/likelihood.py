@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
-from rosenblatt.core.density import Density
+from rosenblatt.core.density import Density, Objective
 from rosenblatt.core.types import Batch
 
-
-class Objective(Protocol):
-    """A loss per row, shape (rows,); the fitter takes its weighted mean."""
-
-    def __call__(self, model: Density, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Compute the losses of `batch`; every random draw comes from `generator`."""
+__all__ = ["NLL", "Objective"]
 
 
 class NLL:
@@ -26,8 +19,20 @@ class NLL:
     tensor([0.9189, 0.9189])
     """
 
+    measure = "nats"
+
     def __call__(self, model: Density, batch: Batch, generator: torch.Generator) -> Tensor:
         """Return `-log_prob` of each row; `generator` is not needed."""
         # Called as a module, so that a compiled or data-parallel wrapper is what runs.
         losses: Tensor = -model(batch.x, batch.context)
         return losses
+
+
+def measure_of(model: Density) -> str:
+    """What the validation scores of a model are when it is trained with its own objective (`FitReport.measure`).
+
+    >>> from rosenblatt.bases import StandardNormal
+    >>> measure_of(StandardNormal(1))
+    'nats'
+    """
+    return (model.objective or NLL()).measure

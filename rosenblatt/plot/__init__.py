@@ -9,6 +9,7 @@ from typing import Any
 
 from rosenblatt.core.density import Flow
 from rosenblatt.core.errors import DataError, OptionError
+from rosenblatt.objectives import measure_of
 from rosenblatt.plot.corner import corner
 from rosenblatt.plot.marginals import marginals
 from rosenblatt.plot.pit import pit
@@ -46,7 +47,7 @@ def save_plots(
     with contextlib.suppress(OptionError):  # the base has no coordinate-wise CDF
         figures["pit"] = pit(held.flow, table)
     if metrics:
-        figures["training"] = training_curve(metrics)
+        figures["training"] = training_curve(metrics, measure=measure_of(held.flow))
     written = []
     for name, figure in figures.items():
         path = folder / f"{name}.png"

@@ -1,4 +1,4 @@
-"""How training went: log-likelihood of training and held-out rows over the steps."""
+"""How training went: scores of training and held-out rows over the steps."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from rosenblatt.core.errors import DataError
 from rosenblatt.plot.style import DATA, MODEL, tidy
 
 
-def training_curve(metrics: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw training and held-out log-likelihood over the steps, and mark the best.
+def training_curve(metrics: Sequence[Mapping[str, Any]], *, measure: str = "nats") -> Figure:
+    """Draw training and held-out scores over the steps, and mark the best.
 
-    `metrics` are the records of a run's metrics.jsonl or of `FitReport.history`: step, train, validation in nats per
-    row. The first steps may leave the axes at the bottom. Raises `DataError` when there is no record.
+    `metrics` are the records of a run's metrics.jsonl or of `FitReport.history`: step, train, validation; `measure` is
+    what `FitReport.measure` calls the scores, by default nats of log-likelihood. The first steps may leave the axes at
+    the bottom. Raises `DataError` when there is no record.
     """
     if not metrics:
         raise DataError("metrics: no records came, at least one was expected; fit the model first.")
@@ -40,7 +41,7 @@ def training_curve(metrics: Sequence[Mapping[str, Any]]) -> Figure:
         air = 0.08 * (max(late) - min(late)) or 0.5
         axes.set_ylim(min(late) - 2 * air, max(late) + air)
     axes.set_xlabel("step", fontsize=11)
-    axes.set_ylabel("log-likelihood, nats per row", fontsize=11)
+    axes.set_ylabel("log-likelihood, nats per row" if measure == "nats" else measure, fontsize=11)
     axes.grid(color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.legend(frameon=False, fontsize=11, loc="lower right")

@@ -38,7 +38,7 @@ class FitConfig:
     validation_fraction: part of the rows held out when no validation set is given; 0 for none.
     validate_every: steps between validations; None for once an epoch.
     patience: validations without gain before stopping early; None for never.
-    min_gain: nats per row that count as a gain.
+    min_gain: nats per row (or units of another objective) that count as a gain.
     checkpoint_every: steps between checkpoints; None for one at each validation. A new best is always saved.
     keep_last: checkpoints kept besides the best one.
     seed: seed of the split, of the shuffles and of everything random in training.

@@ -8,9 +8,9 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rosenblatt.core.density import Density
+from rosenblatt.core.density import Density, Objective
 from rosenblatt.core.errors import DataError, OptionError
-from rosenblatt.objectives.likelihood import NLL, Objective
+from rosenblatt.objectives.likelihood import NLL
 from rosenblatt.train.checkpoint import RunFolder
 from rosenblatt.train.config import FitConfig
 from rosenblatt.train.loggers import Logger, ProgressBar, on_terminal
@@ -27,15 +27,17 @@ class FitReport:
     stopped: "patience", "steps", "epochs", "time", "interrupted" or "closed form".
     steps, epochs: batches consumed and passes over the rows, over all resumes.
     best_step: step whose weights the model was left with; None when stopped before the first validation.
-    best_validation: mean log-likelihood there in nats per row, weighted; -inf when no validation was finite,
-        None without validation rows.
-    final_train: mean training log-likelihood since the last validation but one, in nats per row.
+    best_validation: minus the mean loss there, weighted; -inf when no validation was finite, None without validation
+        rows.
+    final_train: minus the mean training loss since the last validation but one.
     history: one record per validation, as in metrics.jsonl.
     skipped_steps, rolled_back: how often the guard stepped in; events: when and why (the first hundred).
     poisoned_rows: training rows that are not finite.
     seconds: time spent training, over all resumes.
     resumed_from: step at which this call took up an earlier run.
     signal: number of the signal that interrupted this call.
+    measure: what `best_validation` and the history's validation scores are: "nats" is the mean log-likelihood in nats
+        per row; with another objective it is that objective's name for minus its loss, and no log-likelihood.
     """
 
     stopped: str
@@ -52,13 +54,14 @@ class FitReport:
     seconds: float = 0.0
     resumed_from: int | None = None
     signal: int | None = None
+    measure: str = "nats"
 
 
 class Fitter:
     """Fits a density to rows by stochastic gradients, with validation, averaging, a guard and checkpoints.
 
-    AdamW (Loshchilov and Hutter 2019) on `sum_i w_i loss_i / sum_i w_i`; the weights kept are the best on the
-    validation rows. One seed fixes the result; the global random state and thread count stay as they were.
+    AdamW (Loshchilov and Hutter 2019) on `sum_i w_i loss_i / sum_i w_i`; the weights kept are those of least loss on
+    the validation rows. One seed fixes the result; the global random state and thread count stay as they were.
 
     >>> from rosenblatt.train import FitConfig
     >>> fitter = Fitter(FitConfig(epochs=5, seed=1))
@@ -89,6 +92,7 @@ class Fitter:
     ) -> FitReport:
         """Train `model` in place; it is left in eval mode with its best weights.
 
+        The loss is `objective`, else the one the model names (`Density.objective`), else minus the log-likelihood.
         Without `validation` a part of `data` is held out. With `run`, checkpoints and metrics go there, and
         `resume` goes on from the latest one, bit for bit (from the start if there is none yet). SIGINT and
         SIGTERM finish the step, save and return. Raises `FitDiverged` when roll backs do not help,
@@ -110,7 +114,7 @@ class Fitter:
                 runtime=runtime,
                 model=model,
                 data=self._split(data, validation),
-                objective=objective or NLL(),
+                objective=objective or model.objective or NLL(),
                 run=run,
                 loggers=self.loggers,
             )
@@ -128,7 +132,7 @@ class Fitter:
     def _loop(self, session: Session, interrupt: Interrupt) -> str:
         progress = session.state.progress
         shown = on_terminal() if self.progress == "auto" else self.progress
-        session.bar = ProgressBar(session.total, progress.step) if shown else None
+        session.bar = ProgressBar(session.total, progress.step, session.measure) if shown else None
         validated = progress.history[-1]["step"] if progress.history else None
         saved = progress.step
         session.model.train()
@@ -193,4 +197,5 @@ def _report(session: Session, stopped: str, resumed_from: int | None, signal: in
         seconds=session.seconds(),
         resumed_from=resumed_from,
         signal=signal,
+        measure=session.measure,
     )

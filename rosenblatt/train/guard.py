@@ -27,7 +27,7 @@ class Guard:
     A step whose loss or gradient is not finite is skipped. Ten of them in a row ask for a roll back, and so
     does a running median of the loss above `reference + max(10, |reference| / 2) + 10 spread`, where
     `reference` and `spread` are the lowest running median and the median absolute deviation of the losses
-    there, in nats per row.
+    there, in nats per row (or the unit of another objective).
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class Guard:
 
     @property
     def limit(self) -> float:
-        """Running median, in nats per row, above which the loss counts as run away."""
+        """Running median above which the loss counts as run away."""
         if self.reference is None:
             return math.inf
         return self.reference + max(10.0, abs(self.reference) / 2) + 10.0 * self.spread

@@ -12,7 +12,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 class Logger(Protocol):
     """Receives one record per validation: step, epoch, train, validation, lr, seconds, skipped, rolled_back.
 
-    `train` and `validation` are mean log-likelihoods in nats per row, None where there is no finite one.
+    `train` and `validation` are minus the mean losses, None where there is no finite one: with a likelihood objective
+    mean log-likelihoods in nats per row.
     """
 
     def log(self, record: dict[str, Any]) -> None:
@@ -20,9 +21,9 @@ class Logger(Protocol):
 
 
 class ProgressBar:
-    """A line on the terminal with nats, learning rate, rows per second and the time left."""
+    """A line on the terminal with scores in `measure`, learning rate, rows per second and the time left."""
 
-    def __init__(self, total: int, done: int) -> None:
+    def __init__(self, total: int, done: int, measure: str = "nats") -> None:
         self._validation = "-"
         self._drawn = self._mark = time.monotonic()
         self._rows = 0
@@ -30,13 +31,13 @@ class ProgressBar:
         self._bar = Progress(
             TextColumn("step {task.completed}/{task.total}"),
             BarColumn(),
-            TextColumn("train {task.fields[train]}  validation {task.fields[validation]} nats"),
+            TextColumn("train {task.fields[train]}  validation {task.fields[validation]} {task.fields[measure]}"),
             TextColumn("lr {task.fields[lr]}  {task.fields[speed]} rows/s"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
         self._task = self._bar.add_task(
-            "fit", total=total, completed=done, train="-", validation="-", lr="-", speed="-"
+            "fit", total=total, completed=done, train="-", validation="-", measure=measure, lr="-", speed="-"
         )
         self._bar.start()
 

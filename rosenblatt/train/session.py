@@ -11,11 +11,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from rosenblatt.core.density import Density
-from rosenblatt.core.errors import CheckpointError, DataError, FitDiverged, OptionError
+from rosenblatt.core.density import Density, Objective
+from rosenblatt.core.errors import CheckpointError, DataError, FitDiverged, InverseError, OptionError
 from rosenblatt.core.types import Batch
 from rosenblatt.data.table import Table
-from rosenblatt.objectives.likelihood import Objective
 from rosenblatt.train.batches import pinned, poisoned, slices, sound_rows, weighted_mean
 from rosenblatt.train.checkpoint import RunFolder
 from rosenblatt.train.config import RESUMABLE, FitConfig
@@ -66,6 +65,7 @@ class Session:
     ) -> None:
         self.config, self.runtime, self.run = config, runtime, run
         self.model, self.objective = model, objective
+        self.measure: str = getattr(objective, "measure", "minus loss")
         self.train, self.validation = (_near(rows, runtime.device) for rows in data)
         self.loggers = list(loggers)
         self.dtype: torch.dtype = getattr(torch, config.dtype)
@@ -251,6 +251,7 @@ class Session:
             "progress": {**self.state.progress.to_dict(), "seconds": self.seconds()},
             "guard": self.state.guard.to_dict(),
             "ema_updates": self.state.ema_updates,
+            "measure": self.measure,
         }
         streams = random_streams(self.runtime.device, self.generator)
         self.run.save(
@@ -325,8 +326,12 @@ class Session:
         total = torch.zeros((), dtype=torch.float64, device=self.runtime.device)
         mass = total.clone()
         for batch in self._sound_batches(data):
-            with self.runtime.autocast():
-                losses = self.objective(self.model, batch, generator).double()
+            try:
+                with self.runtime.autocast():
+                    losses = self.objective(self.model, batch, generator).double()
+            except InverseError as error:  # the weights make no map that can be vouched for
+                self._note("validation", str(error))
+                return math.nan
             weight = torch.ones_like(losses) if batch.weight is None else batch.weight.double()
             total -= (weight * torch.where(weight > 0, losses, 0.0)).sum()
             mass += weight.sum()
@@ -336,7 +341,7 @@ class Session:
 
     def _answer(self, verdict: Verdict, loss: float, norm: float, poisoned: int) -> None:
         what = "loss" if not math.isfinite(loss) else "gradient" if not math.isfinite(norm) else ""
-        reason = f"{what} not finite" if what else f"loss ran away to {loss:.3g} nats a row"
+        reason = f"{what} not finite" if what else f"loss ran away to {loss:.3g} a row"
         if verdict is Verdict.SKIP:
             self._note("skip", reason, poisoned_rows=poisoned)
         else:
