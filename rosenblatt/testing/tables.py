@@ -151,6 +151,20 @@ def _model(name: str, context: int = 0, **options: object) -> Callable[[int], Fl
     return make
 
 
+def _fitted(name: str, **options: object) -> Callable[[int], Flow]:
+    """A model whose `initialise` is the fit, after bent rows: on Gaussian ones it would do nothing."""
+
+    def make(features: int) -> Flow:
+        model = build(name, features, options=dict(options), seed=0)
+        rows = rows_like_data(2000, features).float()
+        model.initialise(rows + 0.4 * rows.roll(1, dims=-1).square())
+        if not isinstance(model, Flow):
+            raise OptionError(f"model: '{name}' is no flow; the model checks are for flows.")
+        return disturbed(model, 0.05)
+
+    return make
+
+
 def _in_units(features: int) -> Flow:
     """NITS in a user's units: a half-line, an interval, and a far offset."""
     supports: list[list[float | None]] = [[0.0, None], [-1.0, 3.0], [None, None]]
@@ -284,6 +298,8 @@ MODELS: dict[str, ModelRow] = {
         ModelRow("planar_context", _model("planar", 2, transforms=2, hidden=8), context=2),
         ModelRow("sylvester", _model("sylvester", transforms=2)),
         ModelRow("sylvester_context", _model("sylvester", 2, transforms=1, hidden=8), context=2),
+        ModelRow("rbig", _fitted("rbig", transforms=4, bins=8)),
+        ModelRow("rbig_pca", _fitted("rbig", transforms=3, bins=6, rotation="pca")),
         ModelRow("nsf", _model("nsf", transforms=2, hidden=16), traced=True),
         ModelRow("nsf_coupling", _model("nsf", transforms=3, hidden=16, coupling=True), traced=True),
         ModelRow("nsf_context", _model("nsf", 2, transforms=2, hidden=16), context=2),
