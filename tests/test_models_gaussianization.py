@@ -11,8 +11,10 @@ import rosenblatt.models  # noqa: F401 - fills the registry
 from rosenblatt.core import registry
 from rosenblatt.core.errors import DataError, OptionError
 from rosenblatt.data import TOYS
+from rosenblatt.elementwise.normal_mixture import NormalMixture
 from rosenblatt.eval.mass import grid_mass
 from rosenblatt.layers.knots import KnotSpline, weighted_quantiles
+from rosenblatt.models.gaussianization import MixtureBends
 from rosenblatt.models.rbig import GaussianizingLayer
 from rosenblatt.train import FitConfig, Fitter
 
@@ -166,3 +168,52 @@ def test_the_fitter_takes_all_rows_and_no_steps():
     direct.initialise(rows)
     assert (report.stopped, report.steps) == ("closed form", 0)
     assert torch.allclose(model.log_prob(rows), direct.log_prob(rows), atol=1e-4)
+
+
+def test_normal_mixture_has_the_mixtures_density_far_into_the_tails():
+    mixture = NormalMixture(3)
+    weight, mean, sd = torch.tensor([[0.2, 0.5, 0.3], [-1.0, 0.5, 4.0], [0.4, 2.0, 1.0]], dtype=torch.float64)
+    theta = mixture.at(weight, mean, sd)
+    x = torch.tensor([-60.0, -7.0, -1.0, 0.3, 2.0, 5.0, 40.0]).double()
+    value, log_det = mixture(x, theta)
+    parts = [math.log(w) + scipy.stats.norm(m, s).logpdf(x) for w, m, s in zip(weight, mean, sd, strict=True)]
+    got = log_det.numpy() + scipy.stats.norm.logpdf(value)
+    np.testing.assert_allclose(got, np.logaddexp.reduce(parts), rtol=1e-11)
+    # Far out the widest component is alone, and the map nearly straight with its slope.
+    assert abs(log_det[[0, -1]] + math.log(2)).max() < 0.01
+
+
+def test_gaussianization_starts_at_a_good_fit_and_trains_to_a_better_one():
+    toy = TOYS["parabola"]
+    train, test = (toy.sample(4000, generator=torch.Generator().manual_seed(seed)).float() for seed in (1, 2))
+    model = registry.build("gaussianization", 2, options={"transforms": 4, "components": 8}, seed=0)
+    model.initialise(train)
+    truth = toy.log_prob(test.double()).mean().item()
+    start = truth - model.log_prob(test).mean().item()
+    optimiser, generator = torch.optim.Adam(model.parameters(), lr=1e-2), torch.Generator().manual_seed(3)
+    for _ in range(40):
+        rows = train[torch.randint(0, len(train), (128,), generator=generator)]
+        optimiser.zero_grad()
+        (-model.log_prob(rows).mean()).backward()
+        optimiser.step()
+    end = truth - model.log_prob(test).mean().item()
+    assert start < 0.25  # the Gaussian's gap is 0.54
+    assert end < 0.6 * start
+
+
+def test_the_start_of_a_bend_is_maximum_likelihood_of_a_mixture():
+    truth = torch.cat([normal(6000, 1) * 0.5 - 2, normal(4000, 1, seed=1) + 3]).double()
+    bends = MixtureBends(1, 2, context=0, hidden=8).double()
+    with torch.no_grad():
+        bends.initialise(truth)
+    parts = bends.elementwise.spec.split(bends.conditioner.free[0])
+    order = parts["locations"].argsort()
+    found = torch.stack(
+        [torch.softmax(parts["logits"], 0), parts["locations"], 7 * torch.tanh(parts["log_scales"] / 7)]
+    )
+    expected = torch.tensor([[0.6, 0.4], [-2.0, 3.0], [math.log(2), 0.0]])
+    assert (found[:, order] - expected).abs().max() < 0.08
+    before = bends.conditioner.free.clone()
+    with torch.no_grad():
+        bends.initialise(5 * truth)  # a second call changes nothing
+    assert torch.equal(bends.conditioner.free, before)

@@ -29,6 +29,7 @@ from rosenblatt.elementwise.dense_sigmoid import DenseSigmoid
 from rosenblatt.elementwise.elf import ExactLipschitz
 from rosenblatt.elementwise.integral import IntegratedNet, SumOfSquares
 from rosenblatt.elementwise.monotone_net import MonotoneNet
+from rosenblatt.elementwise.normal_mixture import NormalMixture
 from rosenblatt.elementwise.polynomial_spline import PolynomialSpline
 from rosenblatt.elementwise.sigmoid_mixture import DeepSigmoid, LogisticMixture
 from rosenblatt.elementwise.simple import Arcsinh, Kumaraswamy, SinhArcsinh, TwoSlopes, YeoJohnson
@@ -209,6 +210,7 @@ ELEMENTWISE: dict[str, ElementwiseRow] = {
         ElementwiseRow("cubic_spline", lambda: PolynomialSpline(3, 6), oracles_splines.polynomial_spline, (-3.0, 3.0)),
         ElementwiseRow("circular_spline", lambda: CircularSpline(6), oracles_splines.circular, (-3.1, 3.1)),
         ElementwiseRow("logistic_mixture", lambda: LogisticMixture(5), oracles.logistic_mixture, (), 0.02),
+        ElementwiseRow("normal_mixture", lambda: NormalMixture(4), oracles_tails.normal_mixture, (), 0.05),
         ElementwiseRow("deep_sigmoid", lambda: DeepSigmoid(6, 2), oracles.deep_sigmoid, (), 0.05, 1e-11),
         ElementwiseRow("nits_mixture", lambda: MonotoneNet((8, 1), epsilon=0.0), oracles.monotone_net, (), _NITS_START),
         ElementwiseRow("nits", lambda: MonotoneNet((8, 8, 1)), oracles.monotone_net, (), _NITS_START, 1e-11),
@@ -298,6 +300,10 @@ MODELS: dict[str, ModelRow] = {
         ModelRow("planar_context", _model("planar", 2, transforms=2, hidden=8), context=2),
         ModelRow("sylvester", _model("sylvester", transforms=2)),
         ModelRow("sylvester_context", _model("sylvester", 2, transforms=1, hidden=8), context=2),
+        ModelRow("gaussianization", _model("gaussianization", transforms=2, components=4)),
+        ModelRow(
+            "gaussianization_context", _model("gaussianization", 2, transforms=2, components=3, hidden=8), context=2
+        ),
         ModelRow("rbig", _fitted("rbig", transforms=4, bins=8)),
         ModelRow("rbig_pca", _fitted("rbig", transforms=3, bins=6, rotation="pca")),
         ModelRow("nsf", _model("nsf", transforms=2, hidden=16), traced=True),
