@@ -2,6 +2,7 @@
 
 from rosenblatt.models import (
     bernstein,
+    comet,
     elf,
     gaussian,
     gaussianization,
@@ -23,6 +24,7 @@ from rosenblatt.models import (
 
 __all__ = [
     "bernstein",
+    "comet",
     "elf",
     "gaussian",
     "gaussianization",

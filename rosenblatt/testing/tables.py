@@ -300,6 +300,9 @@ MODELS: dict[str, ModelRow] = {
         ModelRow("planar_context", _model("planar", 2, transforms=2, hidden=8), context=2),
         ModelRow("sylvester", _model("sylvester", transforms=2)),
         ModelRow("sylvester_context", _model("sylvester", 2, transforms=1, hidden=8), context=2),
+        ModelRow("comet", _fitted("comet", transforms=2, bins=4, hidden=16)),
+        ModelRow("comet_affine", _fitted("comet", transforms=2, coupling="affine", tail=0.1, hidden=16)),
+        ModelRow("comet_context", _model("comet", 2, tail=0.15, transforms=1, hidden=8), context=2),
         ModelRow("gaussianization", _model("gaussianization", transforms=2, components=4)),
         ModelRow(
             "gaussianization_context", _model("gaussianization", 2, transforms=2, components=3, hidden=8), context=2
