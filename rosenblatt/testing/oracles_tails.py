@@ -7,8 +7,9 @@ from decimal import Decimal
 from torch import Tensor
 
 from rosenblatt.elementwise.base import Elementwise
+from rosenblatt.elementwise.normal_mixture import NormalMixture
 from rosenblatt.elementwise.simple import TwoSlopes
-from rosenblatt.testing.oracles import _decimals, _logit, _sigmoid, _squash
+from rosenblatt.testing.oracles import _decimals, _logit, _mix, _sigmoid, _squash
 
 PI = Decimal("3.14159265358979323846264338327950288419716939937510582097494459230781640628620899")
 
@@ -64,6 +65,33 @@ def tail_transform(elementwise: Elementwise, x: Decimal, theta: Tensor) -> Decim
         above = 1 - _erf(middle / Decimal(2).sqrt()) > survival
         low, high = (middle, high) if above else (low, middle)
     return low if x >= 0 else -low
+
+
+def normal_mixture(elementwise: Elementwise, x: Decimal, theta: Tensor) -> Decimal:
+    """`Phi^-1(sum_k w_k Phi(a_k (x - m_k)))`, by bisection."""
+    assert isinstance(elementwise, NormalMixture)
+    k, raw = elementwise.components, _decimals(theta)
+    slopes = [_squash(value, 7, 7).exp() for value in raw[2 * k :]]
+    depths = [a * (x - m) for a, m in zip(slopes, raw[k : 2 * k], strict=True)]
+    above, below = (_mix(raw[:k], [_normal_tail(side * depth) for depth in depths]) for side in (1, -1))
+    side = 1 if above < below else -1
+    low, high = Decimal(0), Decimal(200)
+    for _ in range(230):  # 200 / 2^230 is below 1e-66
+        middle = (low + high) / 2
+        low, high = (middle, high) if _normal_tail(middle) > min(above, below) else (low, middle)
+    return side * low
+
+
+def _normal_tail(z: Decimal) -> Decimal:
+    """Phi(-z): by Taylor's series of erf, far out by the continued fraction of erfc."""
+    x = z / Decimal(2).sqrt()
+    if abs(x) < 4:
+        return (1 - _erf(x)) / 2
+    fraction = abs(x)
+    for n in range(300, 0, -1):
+        fraction = abs(x) + Decimal(n) / 2 / fraction
+    tail = (-x * x).exp() / PI.sqrt() / fraction / 2
+    return tail if x > 0 else 1 - tail
 
 
 def _xi(x: Decimal, theta: Tensor) -> Decimal:

@@ -30,6 +30,7 @@ from rosenblatt.elementwise.dense_sigmoid import DenseSigmoid
 from rosenblatt.elementwise.elf import ExactLipschitz
 from rosenblatt.elementwise.integral import IntegratedNet, SumOfSquares
 from rosenblatt.elementwise.monotone_net import MonotoneNet
+from rosenblatt.elementwise.normal_mixture import NormalMixture
 from rosenblatt.elementwise.polynomial_spline import PolynomialSpline
 from rosenblatt.elementwise.sigmoid_mixture import DeepSigmoid, LogisticMixture
 from rosenblatt.elementwise.simple import Arcsinh, Kumaraswamy, SinhArcsinh, TwoSlopes, YeoJohnson
@@ -153,6 +154,20 @@ def _model(name: str, context: int = 0, **options: object) -> Callable[[int], Fl
     return make
 
 
+def _fitted(name: str, **options: object) -> Callable[[int], Flow]:
+    """A model whose `initialise` is the fit, after bent rows: on Gaussian ones it would do nothing."""
+
+    def make(features: int) -> Flow:
+        model = build(name, features, options=dict(options), seed=0)
+        rows = rows_like_data(2000, features).float()
+        model.initialise(rows + 0.4 * rows.roll(1, dims=-1).square())
+        if not isinstance(model, Flow):
+            raise OptionError(f"model: '{name}' is no flow; the model checks are for flows.")
+        return disturbed(model, 0.05)
+
+    return make
+
+
 def _in_units(features: int) -> Flow:
     """NITS in a user's units: a half-line, an interval, and a far offset."""
     supports: list[list[float | None]] = [[0.0, None], [-1.0, 3.0], [None, None]]
@@ -197,6 +212,7 @@ ELEMENTWISE: dict[str, ElementwiseRow] = {
         ElementwiseRow("cubic_spline", lambda: PolynomialSpline(3, 6), oracles_splines.polynomial_spline, (-3.0, 3.0)),
         ElementwiseRow("circular_spline", lambda: CircularSpline(6), oracles_splines.circular, (-3.1, 3.1)),
         ElementwiseRow("logistic_mixture", lambda: LogisticMixture(5), oracles.logistic_mixture, (), 0.02),
+        ElementwiseRow("normal_mixture", lambda: NormalMixture(4), oracles_tails.normal_mixture, (), 0.05),
         ElementwiseRow("deep_sigmoid", lambda: DeepSigmoid(6, 2), oracles.deep_sigmoid, (), 0.05, 1e-11),
         ElementwiseRow(
             "stacked", lambda: Stacked([LogisticMixture(3), Affine()]), oracles.mixture_then_affine, (), 0.05, 1e-11
@@ -295,6 +311,15 @@ MODELS: dict[str, ModelRow] = {
         ModelRow("planar_context", _model("planar", 2, transforms=2, hidden=8), context=2),
         ModelRow("sylvester", _model("sylvester", transforms=2)),
         ModelRow("sylvester_context", _model("sylvester", 2, transforms=1, hidden=8), context=2),
+        ModelRow("comet", _fitted("comet", transforms=2, bins=4, hidden=16)),
+        ModelRow("comet_affine", _fitted("comet", transforms=2, coupling="affine", tail=0.1, hidden=16)),
+        ModelRow("comet_context", _model("comet", 2, tail=0.15, transforms=1, hidden=8), context=2),
+        ModelRow("gaussianization", _model("gaussianization", transforms=2, components=4)),
+        ModelRow(
+            "gaussianization_context", _model("gaussianization", 2, transforms=2, components=3, hidden=8), context=2
+        ),
+        ModelRow("rbig", _fitted("rbig", transforms=4, bins=8)),
+        ModelRow("rbig_pca", _fitted("rbig", transforms=3, bins=6, rotation="pca")),
         ModelRow("nsf", _model("nsf", transforms=2, hidden=16), traced=True),
         ModelRow("nsf_coupling", _model("nsf", transforms=3, hidden=16, coupling=True), traced=True),
         ModelRow("nsf_context", _model("nsf", 2, transforms=2, hidden=16), context=2),
