@@ -295,11 +295,12 @@ def restore(run: RunFolder) -> tuple[TableFlow, dict[str, Any]]:
 
 def _exact_model(name: str, features: int, options: Mapping[str, Any] | None, seed: int | None) -> Flow:
     model = build(name, features, options=dict(options or {}), seed=seed)
-    if not isinstance(model, Flow) or model.likelihood is not Likelihood.EXACT:
+    # Scores are given in eval mode; training may take an estimate.
+    if not isinstance(model, Flow) or model.eval().likelihood is not Likelihood.EXACT:
         raise OptionError(
             f"model: '{name}' has no exact log-density ({model.likelihood.value}); choose an exact model."
         )
-    return model
+    return model.train()
 
 
 def _ends(support: Support) -> list[float | None]:
