@@ -24,7 +24,7 @@ from rosenblatt.elementwise.additive import Additive
 from rosenblatt.elementwise.affine import Affine
 from rosenblatt.elementwise.base import Elementwise, UnitElementwise
 from rosenblatt.elementwise.bernstein import BernsteinPolynomial
-from rosenblatt.elementwise.circular import CircularSpline
+from rosenblatt.elementwise.circular import CircularSpline, Moebius
 from rosenblatt.elementwise.dense_sigmoid import DenseSigmoid
 from rosenblatt.elementwise.elf import ExactLipschitz
 from rosenblatt.elementwise.integral import IntegratedNet, SumOfSquares
@@ -38,7 +38,7 @@ from rosenblatt.elementwise.tanh_bump import TanhBump
 from rosenblatt.layers.conditional import Conditional
 from rosenblatt.layers.scaling import Standardise
 from rosenblatt.layers.support import SupportMap
-from rosenblatt.testing import oracles, oracles_integrals, oracles_splines, oracles_tails
+from rosenblatt.testing import oracles, oracles_circle, oracles_integrals, oracles_splines, oracles_tails
 from rosenblatt.testing.oracles import Oracle
 
 M = TypeVar("M", bound=nn.Module)
@@ -194,6 +194,10 @@ ELEMENTWISE: dict[str, ElementwiseRow] = {
         ),
         ElementwiseRow("cubic_spline", lambda: PolynomialSpline(3, 6), oracles_splines.polynomial_spline, (-3.0, 3.0)),
         ElementwiseRow("circular_spline", lambda: CircularSpline(6), oracles_splines.circular, (-3.1, 3.1)),
+        ElementwiseRow(
+            "circular_spline_phase", lambda: CircularSpline(6, phase=True), oracles_circle.turned_spline, (-3.1, 3.1)
+        ),
+        ElementwiseRow("moebius", lambda: Moebius(4), oracles_circle.moebius, (-3.1, 3.1), 0.01),
         ElementwiseRow("logistic_mixture", lambda: LogisticMixture(5), oracles.logistic_mixture, (), 0.02),
         ElementwiseRow("deep_sigmoid", lambda: DeepSigmoid(6, 2), oracles.deep_sigmoid, (), 0.05, 1e-11),
         ElementwiseRow("nits_mixture", lambda: MonotoneNet((8, 1), epsilon=0.0), oracles.monotone_net, (), _NITS_START),
