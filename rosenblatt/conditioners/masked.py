@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
+from rosenblatt.conditioners.angles import Shown
 from rosenblatt.conditioners.base import ColumnWalk, Conditioner, Walk
 from rosenblatt.conditioners.heads import Head
 from rosenblatt.conditioners.masked_pass import Plan
@@ -31,8 +32,9 @@ class Masked(Conditioner):
 
     Arguments: `hidden` units in each of `blocks` layers (residual: blocks of two masked layers and a skip), `order` a
     permutation of the coordinates (the first one conditioned on the context alone), `dropout` inside residual blocks or
-    after hidden layers, `head` a cheaper way to many parameters. Levels: one coordinate each, in `order`.
-    Raises `OptionError` for an order that is no permutation or sizes below 1.
+    after hidden layers, `head` a cheaper way to many parameters, `angles` the coordinates that enter as cosine and
+    sine. Levels: one coordinate each, in `order`.
+    Raises `OptionError` for an order that is no permutation, sizes below 1 or angles that are no coordinates.
     References: Germain et al., MADE, ICML 2015; Durkan & Nash, Autoregressive Energy Machines, ICML 2019.
     """
 
@@ -49,6 +51,7 @@ class Masked(Conditioner):
         order: Sequence[int] | None = None,
         activation: str = "relu",
         head: Head | None = None,
+        angles: Sequence[int] = (),
     ) -> None:
         sizes = {"features": features, "params": params, "hidden": hidden, "blocks": blocks}
         _check_sizes(sizes, dropout, activation)
@@ -60,11 +63,13 @@ class Masked(Conditioner):
 
         # An input of degree d is the d-th in order; output d sees hidden degrees < d, that is <= d - 1.
         inputs = torch.arange(1, features + 1)
+        self.shown = Shown(order, angles)
         degrees = _degrees(features, hidden, lowest=0 if context else min(1, features - 1))
         self.emitted = params if head is None else head.emitted
         outputs = (inputs - 1).repeat_interleave(self.emitted)
         self.cuts = [0, *(int((degrees <= d).sum()) for d in range(features))]
-        self.first = MaskedLinear(inputs, degrees)
+        widths = torch.tensor(self.shown.starts).diff()
+        self.first = MaskedLinear(inputs.repeat_interleave(widths), degrees)
         self.context_in = nn.Linear(context, hidden, bias=False) if context else None
         gains = [1.0, 1e-2] * blocks if residual else [1.0] * (blocks - 1)  # residual branches start near zero
         self.layers = nn.ModuleList(MaskedLinear(degrees, degrees, gain=gain) for gain in gains)
@@ -82,7 +87,7 @@ class Masked(Conditioner):
     def parts(self, x: Tensor, context: Tensor | None = None) -> Iterator[Tensor]:
         """Parameters of neighbouring coordinates, all from one pass."""
         start = 0
-        for numbers in self._outputs(limited(x), self._shift(context)):
+        for numbers in self._outputs(self.shown(x), self._shift(context)):
             stop = start + numbers.shape[-1] // self.emitted
             yield self.parameters_of(numbers.reshape(*numbers.shape[:-1], stop - start, self.emitted), start, stop)
             start = stop
@@ -105,7 +110,7 @@ class Masked(Conditioner):
         layers = [self.first, *self.layers, self.last]
         plan = Plan(layers, self.last_parts, self.residual, self.dropout if self.training else 0.0)
         flat = None if shift is None else shift.expand(*batch, self.hidden).reshape(-1, self.hidden)
-        return (part.reshape(*batch, part.shape[-1]) for part in plan.run(x.reshape(-1, self.features), flat))
+        return (part.reshape(*batch, part.shape[-1]) for part in plan.run(x.reshape(-1, x.shape[-1]), flat))
 
     def _last_hidden(self, x: Tensor, shift: Tensor | None) -> Tensor:
         """The hidden units that the last layer sees, by differentiable operations of any activation."""

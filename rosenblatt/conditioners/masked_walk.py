@@ -40,7 +40,7 @@ class MaskedWalk:
 
     def _grow(self, x: Tensor, start: int, stop: int) -> None:
         net = self.net
-        hidden = net.first.rows(limited(x), start, stop)
+        hidden = net.first.rows(net.shown(x), start, stop)
         if net.context_in is not None and self.context is not None:
             context = limited(self.context)
             hidden = hidden + linear(context, net.context_in.weight[start:stop])
@@ -74,7 +74,7 @@ class MaskedColumnWalk:
     def __init__(self, net: Masked, context: Tensor | None, rows: int) -> None:
         self.net = net
         like = net.last.weight
-        self.inputs = like.new_empty(net.features, rows)
+        self.inputs = like.new_empty(net.shown.starts[-1], rows)
         layers = [net.first, *(cast(MaskedLinear, layer) for layer in net.layers)]
         self.sums = [_Sums(layer, like.new_empty(net.hidden, rows)) for layer in layers]
         emits = net.last.bias.new_empty(len(net.last.bias), rows) if net.emitted <= BLOCK_NUMBERS // 8 else None
@@ -93,7 +93,7 @@ class MaskedColumnWalk:
         net, emitted = self.net, self.net.emitted
         start, stop = net.cuts[level], net.cuts[level + 1]
         if level:
-            torch.clamp(x[level - 1], -INPUT_LIMIT, INPUT_LIMIT, out=self.inputs[level - 1])
+            self._show(level - 1, x[level - 1])
         if level in self.block_ends:
             self._open(level, self.block_ends[level])
         if stop > start:
@@ -106,13 +106,21 @@ class MaskedColumnWalk:
             out = torch.addmm(net.last.bias[begin:end].unsqueeze(-1), weight, self.top[:stop])
         return net.parameters_of(out.t().unsqueeze(-2), level, level + 1)
 
+    def _show(self, place: int, column: Tensor) -> None:
+        """Let the coordinate at `place` in order enter."""
+        rows = self.inputs[self.net.shown.starts[place] : self.net.shown.starts[place + 1]]
+        torch.clamp(column, -INPUT_LIMIT, INPUT_LIMIT, out=rows[0])
+        if len(rows) == 2:
+            torch.sin(rows[0], out=rows[1])
+            torch.cos_(rows[0])
+
     def _open(self, level: int, end: int) -> None:
         """Begin the block of levels up to `end`: give its units the sums over everything that came before."""
         net = self.net
         self.base = level
         known = start = net.cuts[level]  # units before the block are known, those from there on are its own
         stop = net.cuts[end]
-        self.sums[0].open(self.inputs, (start, stop), level)
+        self.sums[0].open(self.inputs, (start, stop), net.shown.starts[level])
         if self.shift is not None:
             self.sums[0].values[start:stop] += self.shift[start:stop]
         for number, sums in enumerate(self.sums[1:]):
@@ -129,7 +137,8 @@ class MaskedColumnWalk:
     def _grow(self, level: int, start: int, stop: int) -> None:
         net, new = self.net, (start, stop)
         since = net.cuts[self.base]
-        hidden = self.sums[0].add(self.inputs, new, (self.base, level))
+        entered = net.shown.starts[self.base], net.shown.starts[level]
+        hidden = self.sums[0].add(self.inputs, new, entered)
         if net.residual:
             for number in range(0, len(net.layers), 2):
                 fed = self.fed[number // 2]

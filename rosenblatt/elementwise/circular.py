@@ -180,3 +180,14 @@ class _BoundMoebius:
 def _clamped(angle: Tensor) -> Tensor:
     """Against the last rounding."""
     return angle.clamp(-math.pi, math.pi)
+
+
+def circle_map(kind: str, bins: int, components: int) -> Elementwise:
+    """The map of the circle called `kind`: "spline" with turning knots, or "moebius"; `OptionError` for others.
+
+    >>> circle_map("moebius", 8, 3).spec.size
+    9
+    """
+    if kind not in ("spline", "moebius"):
+        raise OptionError(f"circle: '{kind}' came, 'spline' or 'moebius' was expected.")
+    return CircularSpline(bins, phase=True) if kind == "spline" else Moebius(components)

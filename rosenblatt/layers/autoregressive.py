@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rosenblatt.conditioners.masked import Masked
 from rosenblatt.elementwise.base import Elementwise
@@ -19,11 +19,12 @@ def alternating(
     residual: bool,
     dropout: float,
     activation: str,
+    angles: Sequence[int] = (),
 ) -> list[Conditional]:
     """One layer for each of `maps`, its parameters from a masked network of its own.
 
-    Layers in one order would add up to a single one; turned around, each column comes to see every other. Raises
-    `OptionError` for sizes that make no network.
+    Layers in one order would add up to a single one; turned around, each column comes to see every other. Columns in
+    `angles` enter the networks as cosine and sine. Raises `OptionError` for sizes that make no network.
 
     >>> from rosenblatt.elementwise.affine import Affine
     >>> net = {"hidden": 8, "blocks": 2, "residual": False, "dropout": 0.0, "activation": "relu"}
@@ -43,6 +44,7 @@ def alternating(
             residual=residual,
             order=order,
             activation=activation,
+            angles=angles,
         )
         layers.append(Conditional(elementwise, conditioner))
         order = order[::-1]

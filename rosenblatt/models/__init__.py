@@ -16,6 +16,7 @@ from rosenblatt.models import (
     realnvp,
     sos,
     sylvester,
+    torus,
     umnn,
 )
 
@@ -35,5 +36,6 @@ __all__ = [
     "realnvp",
     "sos",
     "sylvester",
+    "torus",
     "umnn",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -246,6 +247,13 @@ CONDITIONERS: dict[str, ConditionerRow] = {
         ConditionerRow("masked_context", lambda d, p: Masked(d, p, hidden=16, context=2), 2),
         ConditionerRow("masked_low_rank", lambda d, p: Masked(d, p, hidden=16, head=LowRank(d, p, 2))),
         ConditionerRow("masked_partly_free", lambda d, p: Masked(d, p, hidden=16, head=PartlyFree(d, p, 1, 2))),
+        ConditionerRow("masked_angles", lambda d, p: Masked(d, p, hidden=16, angles=range(d))),
+        ConditionerRow(
+            "masked_some_angles",
+            lambda d, p: Masked(d, p, hidden=16, order=[*range(1, d), 0], angles=range(0, d, 2), context=2),
+            2,
+        ),
+        ConditionerRow("coupling_angles", lambda d, p: Coupling(d, p, hidden=16, angles=range(d))),
         ConditionerRow("coupling", lambda d, p: Coupling(d, p, hidden=16)),
         ConditionerRow("coupling_odd", lambda d, p: Coupling(d, p, hidden=16, mask="odd", dropout=0.2)),
         ConditionerRow("coupling_context", lambda d, p: Coupling(d, p, hidden=16, context=2), 2),
@@ -304,6 +312,14 @@ MODELS: dict[str, ModelRow] = {
         ModelRow("gaussian", _model("gaussian")),
         ModelRow("gaussian_context", _model("gaussian", 2), context=2),
         ModelRow("elf", _model("elf", transforms=2, units=6, hidden=16), traced=True),
+        ModelRow("torus", _model("torus", hidden=16, bins=5), lower=-math.pi, upper=math.pi),
+        ModelRow(
+            "torus_moebius",
+            _model("torus", 2, hidden=16, components=3, circle="moebius", coupling=True),
+            context=2,
+            lower=-math.pi,
+            upper=math.pi,
+        ),
         ModelRow("sos", _model("sos", transforms=2, squares=2, hidden=16)),
         ModelRow("umnn", _model("umnn", transforms=1, units=4, cells=8, nodes=3, hidden=16)),
         ModelRow("naf_context", _model("naf", 2, transforms=1, units=4, hidden=16), context=2),
