@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -312,13 +311,17 @@ MODELS: dict[str, ModelRow] = {
         ModelRow("gaussian", _model("gaussian")),
         ModelRow("gaussian_context", _model("gaussian", 2), context=2),
         ModelRow("elf", _model("elf", transforms=2, units=6, hidden=16), traced=True),
-        ModelRow("torus", _model("torus", hidden=16, bins=5), lower=-math.pi, upper=math.pi),
+        ModelRow("torus", _model("torus", hidden=16, bins=5)),
         ModelRow(
             "torus_moebius",
             _model("torus", 2, hidden=16, components=3, circle="moebius", coupling=True),
             context=2,
-            lower=-math.pi,
-            upper=math.pi,
+        ),
+        ModelRow("sphere", _model("sphere", hidden=16, bins=5, transforms=2)),
+        ModelRow(
+            "sphere_moebius",
+            _model("sphere", 2, hidden=16, bins=5, components=3, circle="moebius", transforms=1),
+            context=2,
         ),
         ModelRow("sos", _model("sos", transforms=2, squares=2, hidden=16)),
         ModelRow("umnn", _model("umnn", transforms=1, units=4, cells=8, nodes=3, hidden=16)),
