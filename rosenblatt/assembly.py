@@ -15,13 +15,14 @@ import rosenblatt.models  # noqa: F401 - fills the registry
 from rosenblatt._version import __version__
 from rosenblatt.bases import Box, StandardLogistic, StandardNormal, StudentT
 from rosenblatt.core.density import Flow
-from rosenblatt.core.errors import CheckpointError, OptionError, RosenblattError
+from rosenblatt.core.errors import CheckpointError, DataError, OptionError, RosenblattError
 from rosenblatt.core.registry import build
-from rosenblatt.core.transform import Compose, Transform
-from rosenblatt.core.types import Batch, Likelihood, Mapped, Support
+from rosenblatt.core.transform import Compose
+from rosenblatt.core.types import Batch, Likelihood, Support
 from rosenblatt.data import Table
 from rosenblatt.layers.scaling import Standardise
 from rosenblatt.layers.support import SupportMap
+from rosenblatt.layers.units import Bounds, Units
 from rosenblatt.train import FitConfig, LocalRuntime, RunFolder
 
 MOST_FEATURES = 100_000
@@ -29,50 +30,6 @@ NUMBERS_AT_ONCE = 32_768  # rows times columns computed together: the networks i
 SYMMETRIC = (StandardNormal, StandardLogistic, StudentT, Box)  # bases with F(-z) = 1 - F(z)
 # Masks, orders and other helpers that a builder makes and the weights file does not hold.
 SPARE_ELEMENTS, SPARE_CALLS = 1_000_000, 1000
-
-Bounds = tuple[float | None, float | None]
-
-
-class Units(Transform):
-    """From the user's columns to standardised numbers on the line: `z = (s(x) - location) / scale`.
-
-    `s` maps declared supports onto the line. Everything here is float64 whatever the dtype of the model behind it, so
-    that a column such as a time stamp (1.6e9 +- 1) keeps its digits; only `z` is cast to the model's dtype. A value
-    outside its support becomes -inf or +inf, with log-determinant -inf.
-
-    >>> units = Units([(None, None)], [1.0], torch.tensor([1e9]), torch.tensor([2.0]))
-    >>> units(torch.tensor([1e9 + 4.0], dtype=torch.float64)).value
-    tensor([2.])
-    """
-
-    follower: Tensor
-
-    def __init__(self, supports: Sequence[Bounds], scales: Sequence[float], location: Tensor, scale: Tensor) -> None:
-        super().__init__()
-        bounded = any(end is not None for pair in supports for end in pair)
-        standardise = Standardise(location.double(), scale.double())
-        self.map = Compose([SupportMap(supports, scales), standardise] if bounded else [standardise])
-        # Follows the dtype of the model around it.
-        self.register_buffer("follower", torch.zeros(()), persistent=False)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Units:
-        before = dict(self.map.named_buffers())
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for path, moved in list(self.map.named_buffers()):
-            owner, _, name = path.rpartition(".")
-            exact = before[path] if moved.device == before[path].device else before[path].to(moved.device)
-            self.map.get_submodule(owner).register_buffer(name, exact)
-        return self
-
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Mapped:
-        """Map rows of the user's columns; the log-determinant has the dtype of `x`."""
-        value, log_det = self.map(x.double())
-        return Mapped(value.to(self.follower.dtype), log_det.to(x.dtype))
-
-    def inverse(self, y: Tensor, context: Tensor | None = None) -> Mapped:
-        """Map back to the user's columns, in float64."""
-        value, log_det = self.map.inverse(y.double())
-        return Mapped(value, log_det)
 
 
 class RowScores(NamedTuple):
@@ -222,20 +179,24 @@ def assemble(
 ) -> TableFlow:
     """Build model `name` for the columns of `table` (training rows), as a density in their units.
 
-    Raises `OptionError` for an unknown model or option or one without an exact log-density, `DataError` for a
-    column that is constant or leaves its support.
+    Columns of a model with supports of its own (`Flow.supports`) are carried onto these from the declared supports, by
+    default these themselves, and not standardised. Raises `OptionError` for an unknown model or option or one without
+    an exact log-density, `DataError` for a column that is constant or leaves its support.
 
     >>> table = Table.from_any({"height": [1.6, 1.7, 1.9], "mass": [60.0, 75.0, 92.0]})
     >>> assemble("nits", table, options={"hidden": 8}, seed=0).log_prob(table.values).shape
     torch.Size([3])
     """
-    bounds, scales = _bounds(table, supports or {})
     features = table.features
-    plain = Units(bounds, scales, torch.zeros(features), torch.ones(features))
+    model = _exact_model(name, features, options, seed)
+    bounds, scales = _bounds(table, supports or {}, model.supports)
+    plain = Units(bounds, scales, torch.zeros(features), torch.ones(features), model.supports)
+    if model.supports is not None:
+        return TableFlow(plain, model)
     with torch.no_grad():
         mapped = Table(plain.map(table.values.double()).value, table.columns, table.weight)
         location, scale = mapped.location_scale()
-    return TableFlow(Units(bounds, scales, location, scale), _exact_model(name, features, options, seed))
+    return TableFlow(Units(bounds, scales, location, scale), model)
 
 
 def config_of(
@@ -310,18 +271,38 @@ def _ends(support: Support) -> list[float | None]:
     return [end if math.isfinite(end) else None for end in (support.lower, support.upper)]
 
 
-def _bounds(table: Table, supports: Mapping[str, Support]) -> tuple[list[Bounds], list[float]]:
-    """Support of each column, and for half-lines the mean distance from the end as the scale."""
+def _bounds(
+    table: Table, supports: Mapping[str, Support], own: Sequence[Support] | None
+) -> tuple[list[Bounds], list[float]]:
+    """Support of each column, by default the model's; for half-lines the mean distance from the end as the scale."""
     bounds: list[Bounds] = []
     scales = []
     mean = table.values.double().mean(dim=0)
     for index, column in enumerate(table.columns):
-        lower, upper = _ends(supports.get(column, Support()))
+        declared = supports.get(column, Support() if own is None else own[index])
+        if own is not None:
+            _require_inside(table, index, declared)
+        lower, upper = _ends(declared)
         bounds.append((lower, upper))
         end = lower if lower is not None else upper
         distance = 0.0 if end is None else abs(float(mean[index]) - end)
         scales.append(distance if distance > 0 else 1.0)
     return bounds, scales
+
+
+def _require_inside(table: Table, index: int, support: Support) -> None:
+    """Refuse rows that a model on a box cannot have, and supports it cannot carry onto its own."""
+    column, values = table.columns[index], table.values[:, index].double()
+    if not support.bounded:
+        raise OptionError(
+            f"support: column '{column}' came with an open end, this model expects both; give two numbers."
+        )
+    outside = int(((values < support.lower) | (values > support.upper)).sum())
+    if outside:
+        raise DataError(
+            f"column '{column}': {outside} rows lie outside [{support.lower:g}, {support.upper:g}], where this model "
+            "lives; declare its units, as support={'" + column + "': [-180, 180]} for an angle in degrees."
+        )
 
 
 def _blank(run: RunFolder, config: Mapping[str, Any], features: int) -> TableFlow:
@@ -339,7 +320,8 @@ def _blank(run: RunFolder, config: Mapping[str, Any], features: int) -> TableFlo
         raise _refusal(run, f"dtype {config.get('dtype')!r} came, float32 or float64 was expected")
     name, options = _checked(run, config, "model", str), _checked(run, config, "options", dict)
     model = _exact_model(name, features, options, seed=0)
-    return TableFlow(Units(bounds, scales, torch.zeros(features), torch.ones(features)), model).to(dtype)
+    units = Units(bounds, scales, torch.zeros(features), torch.ones(features), model.supports)
+    return TableFlow(units, model).to(dtype)
 
 
 def _checked(run: RunFolder, config: Mapping[str, Any], key: str, kind: type) -> Any:

@@ -108,32 +108,43 @@ class StandardLogistic(_Independent):
 class Box(_Independent):
     """Uniform density on the cube [-bound, bound]^features, ends included; -inf outside.
 
-    Raises `OptionError` unless `bound` > 0.
+    `bound` is one number, or one for each feature. Raises `OptionError` unless all are > 0.
 
     >>> Box(1, bound=2.0).log_prob(torch.tensor([[2.0], [2.1]])).exp()
     tensor([0.2500, 0.0000])
     """
 
-    def __init__(self, features: int, bound: float = 1.0) -> None:
+    def __init__(self, features: int, bound: float | list[float] = 1.0) -> None:
         super().__init__(features)
-        _require_positive("bound", bound)
+        given = [bound] * features if isinstance(bound, int | float) else list(bound)
+        if len(given) != features:
+            raise OptionError(f"bound: {len(given)} numbers came, one or {features} were expected.")
+        for value in given:
+            _require_positive("bound", value)
         self.bound = bound
 
     def cdf(self, x: Tensor) -> Tensor:
         """`(x + bound) / (2 bound)`, exactly 0 below the box and 1 above it."""
-        return ((x.clamp(-self.bound, self.bound) + self.bound) / (2 * self.bound)).clamp(0.0, 1.0)
+        bound = self._bound(x)
+        return ((x.clamp(-bound, bound) + bound) / (2 * bound)).clamp(0.0, 1.0)
 
     def quantile(self, u: Tensor) -> Tensor:
         """`(2 u - 1) bound`."""
-        return torch.where((u >= 0) & (u <= 1), (2 * u - 1) * self.bound, torch.nan)
+        return torch.where((u >= 0) & (u <= 1), (2 * u - 1) * self._bound(u), torch.nan)
 
     def _log_density(self, x: Tensor) -> Tensor:
         # The product with 0 keeps x in the graph, so that its gradient is 0 and not missing.
-        level = 0.0 * x.clamp(-self.bound, self.bound) - math.log(2 * self.bound)
-        return torch.where(x.abs() <= self.bound, level, -torch.inf)
+        bound = self._bound(x)
+        level = 0.0 * x.clamp(-bound, bound) - torch.log(2 * bound)
+        return torch.where(x.abs() <= bound, level, -torch.inf)
 
     def _draw(self, uniform: Callable[[], Tensor], normal: Callable[[], Tensor]) -> Tensor:
-        return (2 * uniform() - 1) * self.bound
+        drawn = uniform()
+        return (2 * drawn - 1) * self._bound(drawn)
+
+    def _bound(self, like: Tensor) -> Tensor:
+        """Bounds in the dtype of the data, rounded like the data itself."""
+        return like.new_tensor(self.bound)
 
 
 class StudentT(_Independent):

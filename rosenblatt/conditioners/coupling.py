@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rosenblatt.conditioners.angles import Shown
 from rosenblatt.conditioners.base import ColumnWalk, Conditioner, Walk
 from rosenblatt.conditioners.independent import Independent
 from rosenblatt.core.errors import OptionError
@@ -19,7 +20,8 @@ class Coupling(Conditioner):
 
     `mask` says which coordinates are the first part: "half" (the first half, rounded up), "even" (0, 2, ..), "odd"
     (1, 3, ..) or a list of booleans. Two levels; one if either part is empty (as for a single feature), and then all
-    thetas are free. Context enters both parts. Raises `OptionError` for another mask or sizes below 1.
+    thetas are free. Context enters both parts; coordinates listed in `angles` enter as cosine and sine. Raises
+    `OptionError` for another mask, sizes below 1 or angles that are no coordinates.
     References: Dinh et al., Density estimation using Real NVP, ICLR 2017; free first part as in Durkan et al. 2019.
 
     >>> [level.tolist() for level in Coupling(3, 2, mask="even").levels]
@@ -37,6 +39,7 @@ class Coupling(Conditioner):
         context: int = 0,
         dropout: float = 0.0,
         residual: bool = True,
+        angles: Sequence[int] = (),
     ) -> None:
         first = _first_part(features, mask)
         second = [i for i in range(features) if i not in set(first)]
@@ -45,7 +48,8 @@ class Coupling(Conditioner):
         super().__init__([first, second] if second else [first], params, context)
         net: dict[str, Any] = {"hidden": hidden, "blocks": blocks, "dropout": dropout, "residual": residual}
         self.free = Independent(len(first), params, context=context, **net)
-        self.net = MLP(len(first) + context, len(second) * params, **net) if second else None
+        self.shown = Shown(first, angles, features)
+        self.net = MLP(self.shown.starts[-1] + context, len(second) * params, **net) if second else None
 
     def start_at(self, theta: Tensor) -> None:
         """Start every coordinate at `theta`; the network's last weights are a hundredth of the usual."""
@@ -69,6 +73,7 @@ class Coupling(Conditioner):
         return _CouplingColumns(self, context)
 
     def _second_part(self, seen: Tensor, context: Tensor | None) -> Tensor:
+        seen = self.shown(seen)
         if self.context and context is not None:
             seen = torch.cat([seen, context], dim=-1)
         theta: Tensor = self.net(seen)  # type: ignore[misc]  # only called when there is a second part

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
+from rosenblatt.conditioners.angles import Shown
 from rosenblatt.conditioners.base import ColumnWalk, Conditioner, Walk
 from rosenblatt.conditioners.heads import Head
 from rosenblatt.conditioners.masked_pass import Plan
@@ -32,10 +33,11 @@ class Masked(Conditioner):
 
     Arguments: `hidden` units in each of `blocks` layers (residual: blocks of two masked layers and a skip), `order` a
     permutation of the coordinates (the first one conditioned on the context alone), `dropout` inside residual blocks or
-    after hidden layers, `head` a cheaper way to many parameters. Levels: one coordinate each, in `order`; with `parts`
-    (at most one per coordinate) so many runs of neighbours in `order`, of nearly equal length, and theta_i sees those
-    before its own. 2 parts make a coupling, and the inverse takes one solve for each part.
-    Raises `OptionError` for an order that is no permutation or sizes below 1.
+    after hidden layers, `head` a cheaper way to many parameters, `angles` the coordinates that enter as cosine and
+    sine. Levels: one coordinate each, in `order`; with `parts` (at most one per coordinate) so many runs of neighbours
+    in `order`, of nearly equal length, and theta_i sees those before its own. 2 parts make a coupling, and the inverse
+    takes one solve for each part.
+    Raises `OptionError` for an order that is no permutation, sizes below 1 or angles that are no coordinates.
     References: Germain et al., MADE, ICML 2015; Durkan & Nash, Autoregressive Energy Machines, ICML 2019.
     """
 
@@ -53,6 +55,7 @@ class Masked(Conditioner):
         activation: str = "relu",
         head: Head | None = None,
         parts: int | None = None,
+        angles: Sequence[int] = (),
     ) -> None:
         sizes = {"features": features, "params": params, "hidden": hidden, "blocks": blocks}
         sizes["parts"] = features if parts is None else parts
@@ -67,11 +70,13 @@ class Masked(Conditioner):
 
         # An input of degree d is of the d-th level; output d sees hidden degrees < d, that is <= d - 1.
         inputs = torch.arange(1, levels + 1).repeat_interleave(torch.tensor(self.sizes))
+        self.shown = Shown(order, angles)
         degrees = _degrees(levels, hidden, lowest=0 if context else min(1, levels - 1))
         self.emitted = params if head is None else head.emitted
         outputs = (inputs - 1).repeat_interleave(self.emitted)
         self.cuts = [0, *(int((degrees <= d).sum()) for d in range(levels))]
-        self.first = MaskedLinear(inputs, degrees)
+        widths = torch.tensor(self.shown.starts).diff()
+        self.first = MaskedLinear(inputs.repeat_interleave(widths), degrees)
         self.context_in = nn.Linear(context, hidden, bias=False) if context else None
         gains = [1.0, 1e-2] * blocks if residual else [1.0] * (blocks - 1)  # residual branches start near zero
         self.layers = nn.ModuleList(MaskedLinear(degrees, degrees, gain=gain) for gain in gains)
@@ -89,7 +94,7 @@ class Masked(Conditioner):
     def parts(self, x: Tensor, context: Tensor | None = None) -> Iterator[Tensor]:
         """Parameters of neighbouring coordinates, all from one pass."""
         start = 0
-        for numbers in self._outputs(limited(x), self._shift(context)):
+        for numbers in self._outputs(self.shown(x), self._shift(context)):
             stop = start + numbers.shape[-1] // self.emitted
             yield self.parameters_of(numbers.reshape(*numbers.shape[:-1], stop - start, self.emitted), start, stop)
             start = stop
@@ -112,7 +117,7 @@ class Masked(Conditioner):
         layers = [self.first, *self.layers, self.last]
         plan = Plan(layers, self.last_parts, self.residual, self.dropout if self.training else 0.0)
         flat = None if shift is None else shift.expand(*batch, self.hidden).reshape(-1, self.hidden)
-        return (part.reshape(*batch, part.shape[-1]) for part in plan.run(x.reshape(-1, self.features), flat))
+        return (part.reshape(*batch, part.shape[-1]) for part in plan.run(x.reshape(-1, x.shape[-1]), flat))
 
     def _last_hidden(self, x: Tensor, shift: Tensor | None) -> Tensor:
         """The hidden units that the last layer sees, by differentiable operations of any activation."""

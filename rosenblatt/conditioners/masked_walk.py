@@ -41,7 +41,7 @@ class MaskedWalk:
 
     def _grow(self, x: Tensor, start: int, stop: int) -> None:
         net = self.net
-        hidden = net.first.rows(limited(x), start, stop)
+        hidden = net.first.rows(net.shown(x), start, stop)
         if net.context_in is not None and self.context is not None:
             context = limited(self.context)
             hidden = hidden + linear(context, net.context_in.weight[start:stop])
@@ -75,7 +75,7 @@ class MaskedColumnWalk:
     def __init__(self, net: Masked, context: Tensor | None, rows: int) -> None:
         self.net = net
         like = net.last.weight
-        self.inputs = like.new_empty(net.features, rows)
+        self.inputs = like.new_empty(net.shown.starts[-1], rows)
         layers = [net.first, *(cast(MaskedLinear, layer) for layer in net.layers)]
         self.sums = [_Sums(layer, like.new_empty(net.hidden, rows)) for layer in layers]
         emits = net.last.bias.new_empty(len(net.last.bias), rows) if net.emitted <= BLOCK_NUMBERS // 8 else None
@@ -94,8 +94,8 @@ class MaskedColumnWalk:
         net, emitted, starts = self.net, self.net.emitted, self.net.starts
         start, stop = net.cuts[level], net.cuts[level + 1]
         if level:
-            filled = slice(starts[level - 1], starts[level])
-            torch.clamp(x[filled], -INPUT_LIMIT, INPUT_LIMIT, out=self.inputs[filled])
+            for place in range(starts[level - 1], starts[level]):
+                self._show(place, x[place])
         if level in self.block_ends:
             self._open(level, self.block_ends[level])
         if stop > start:
@@ -109,13 +109,21 @@ class MaskedColumnWalk:
         numbers = out.t().unflatten(-1, (net.sizes[level], emitted))
         return net.parameters_of(numbers, starts[level], starts[level + 1])
 
+    def _show(self, place: int, column: Tensor) -> None:
+        """Let the coordinate at `place` in order enter."""
+        rows = self.inputs[self.net.shown.starts[place] : self.net.shown.starts[place + 1]]
+        torch.clamp(column, -INPUT_LIMIT, INPUT_LIMIT, out=rows[0])
+        if len(rows) == 2:
+            torch.sin(rows[0], out=rows[1])
+            torch.cos_(rows[0])
+
     def _open(self, level: int, end: int) -> None:
         """Begin the block of levels up to `end`: give its units the sums over everything that came before."""
         net = self.net
         self.base = level
         known = start = net.cuts[level]  # units before the block are known, those from there on are its own
         stop = net.cuts[end]
-        self.sums[0].open(self.inputs, (start, stop), net.starts[level])
+        self.sums[0].open(self.inputs, (start, stop), net.shown.starts[net.starts[level]])
         if self.shift is not None:
             self.sums[0].values[start:stop] += self.shift[start:stop]
         for number, sums in enumerate(self.sums[1:]):
@@ -132,7 +140,8 @@ class MaskedColumnWalk:
     def _grow(self, level: int, start: int, stop: int) -> None:
         net, new = self.net, (start, stop)
         since = net.cuts[self.base]
-        hidden = self.sums[0].add(self.inputs, new, (net.starts[self.base], net.starts[level]))
+        entered = net.shown.starts[net.starts[self.base]], net.shown.starts[net.starts[level]]
+        hidden = self.sums[0].add(self.inputs, new, entered)
         if net.residual:
             for number in range(0, len(net.layers), 2):
                 fed = self.fed[number // 2]

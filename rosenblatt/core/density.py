@@ -14,7 +14,7 @@ from rosenblatt.core.allocator import keep_freed_memory
 from rosenblatt.core.eager import runs_eagerly
 from rosenblatt.core.errors import DataError, InverseError, OptionError
 from rosenblatt.core.transform import Compose, Inverse, Transform
-from rosenblatt.core.types import Batch, Likelihood
+from rosenblatt.core.types import Batch, Likelihood, Support
 
 SAMPLE_ROWS = 8192  # inverted at once: bounds the memory of a large sample, not its values
 # Rows mapped at once where no gradient is taken: their hidden units should stay in the cache, and their numbers be
@@ -134,7 +134,8 @@ class Flow(Density):
 
     `log p(x) = log p_base(T(x)) + log|det dT/dx|` (Papamakarios et al. 2021); samples are
     `T^-1(z)` with `z` from the base. A base with a context of its own gets the flow's, whose width must then be the
-    same; `OptionError` otherwise.
+    same; `OptionError` otherwise. `supports` tells of a model whose columns have a place of their own, such as angles
+    in [-pi, pi]: a table's units then carry each column's declared interval straight onto it, and do not standardise.
 
     >>> from rosenblatt.bases import StandardNormal
     >>> from rosenblatt.core.transform import Identity
@@ -143,7 +144,9 @@ class Flow(Density):
     tensor(-1.8379)
     """
 
-    def __init__(self, transform: Transform, base: Density, *, context: int = 0) -> None:
+    def __init__(
+        self, transform: Transform, base: Density, *, context: int = 0, supports: Sequence[Support] | None = None
+    ) -> None:
         super().__init__()
         keep_freed_memory()
         if base.context not in (0, context):
@@ -152,6 +155,7 @@ class Flow(Density):
         self.base = base
         self.features = base.features
         self.context = context
+        self.supports = None if supports is None else tuple(supports)
 
     @property
     def likelihood(self) -> Likelihood:

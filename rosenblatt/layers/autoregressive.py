@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rosenblatt.conditioners.masked import Masked
 from rosenblatt.elementwise.base import Elementwise
@@ -20,12 +20,13 @@ def alternating(
     dropout: float,
     activation: str,
     parts: int | None = None,
+    angles: Sequence[int] = (),
 ) -> list[Conditional]:
     """One layer for each of `maps`, its parameters from a masked network of its own.
 
     Layers in one order would add up to a single one; turned around, each column comes to see every other. With `parts`
-    the columns of a layer come in so many runs that see the runs before. Raises `OptionError` for sizes that make no
-    network.
+    the columns of a layer come in so many runs that see the runs before. Columns in `angles` enter the networks as
+    cosine and sine. Raises `OptionError` for sizes that make no network.
 
     >>> from rosenblatt.elementwise.affine import Affine
     >>> net = {"hidden": 8, "blocks": 2, "residual": False, "dropout": 0.0, "activation": "relu"}
@@ -46,6 +47,7 @@ def alternating(
             order=order,
             activation=activation,
             parts=parts,
+            angles=angles,
         )
         layers.append(Conditional(elementwise, conditioner))
         order = order[::-1]

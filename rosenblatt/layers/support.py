@@ -16,23 +16,33 @@ from rosenblatt.core.types import Mapped, Support
 
 
 class SupportMap(Transform):
-    """Fixed increasing map of each column's declared support onto the line.
+    """Fixed increasing map of each column's declared support onto the line, or onto an interval.
 
     - (a, b): `y = log(x - a) - log(b - x)`, the logit of the position;
     - (a, inf): `y = log(expm1(u))`, u = (x - a) / scale, which is u itself far from the end;
     - (-inf, b): the mirror image, `y = -log(expm1((b - x) / scale))`;
     - no bounds: `y = x`.
 
+    `onto` gives a model's own interval (c, d) for every column, for models that live on a box; a support (a, b) is then
+    carried straight onto it, ends included: `y = c + (x - a) (d - c) / (b - a)`.
+
     Outside, value = -inf below and +inf above, log_det = -inf. A point exactly at a bound is taken as the nearest
     number inside, so its density is finite. `supports` holds one (lower, upper) per column, None for no bound;
     `scales` one positive number per column, used by half-lines.
-    Raises `OptionError` for an empty interval or a scale that is not positive.
+    Raises `OptionError` for an empty interval, an open one where `onto` is given, or a scale that is not positive.
 
     >>> SupportMap([(0, 1), (0, None)])(torch.tensor([0.5, 100.0])).value
     tensor([  0., 100.])
+    >>> SupportMap([(0, 360)], onto=[Support(-1, 1)])(torch.tensor([90.0])).value
+    tensor([-0.5000])
     """
 
-    def __init__(self, supports: Sequence[Sequence[float | None]], scales: Sequence[float] | None = None) -> None:
+    def __init__(
+        self,
+        supports: Sequence[Sequence[float | None]],
+        scales: Sequence[float] | None = None,
+        onto: Sequence[Support] | None = None,
+    ) -> None:
         super().__init__()
         # Kept as Python numbers: they are rounded to the dtype of the data like the data itself, so that a
         # value equal to its bound in the table is equal to it here.
@@ -40,9 +50,16 @@ class SupportMap(Transform):
         self.scales = [1.0] * len(self.supports) if scales is None else [float(scale) for scale in scales]
         if len(self.scales) != len(self.supports) or not all(0 < scale < math.inf for scale in self.scales):
             raise OptionError(f"scales: {self.scales} came, {len(self.supports)} positive numbers were expected.")
+        self.onto = None if onto is None else list(onto)
+        if self.onto is not None and (
+            len(self.onto) != len(self.supports) or not all(pair.bounded for pair in (*self.supports, *self.onto))
+        ):
+            raise OptionError(f"supports: {list(supports)} came, a bounded interval for every column was expected.")
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Mapped:
         """Map every column onto the line."""
+        if self.onto is not None:
+            return _straight(x, self.supports, self.onto)
         columns = list(x.unbind(dim=-1))
         log_det = x.new_zeros(x.shape[:-1])
         for i, (support, scale) in enumerate(zip(self.supports, self.scales, strict=True)):
@@ -53,6 +70,8 @@ class SupportMap(Transform):
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Mapped:
         """Map every column back into its support."""
+        if self.onto is not None:
+            return _straight(y, self.onto, self.supports)
         columns = list(y.unbind(dim=-1))
         log_det = y.new_zeros(y.shape[:-1])
         for i, (support, scale) in enumerate(zip(self.supports, self.scales, strict=True)):
@@ -60,6 +79,17 @@ class SupportMap(Transform):
                 columns[i], column_log_det = _from_line(columns[i], support, scale)
                 log_det = log_det + column_log_det
         return Mapped(torch.stack(columns, dim=-1), log_det)
+
+
+def _straight(x: Tensor, supports: Sequence[Support], onto: Sequence[Support]) -> Mapped:
+    ends = [[pair.lower, pair.upper, other.lower, other.upper] for pair, other in zip(supports, onto, strict=True)]
+    a, b, c, d = x.new_tensor(ends).unbind(dim=-1)
+    share = (x.clamp(a, b) - a) / (b - a)
+    value = torch.lerp(c, d, share).clamp(c, d)
+    below, above = x < a, x > b
+    value = torch.where(below, -torch.inf, torch.where(above, torch.inf, value))
+    log_det = torch.log((d - c) / (b - a)).sum().expand(x.shape[:-1])
+    return Mapped(value, torch.where((below | above).any(dim=-1), -torch.inf, log_det))
 
 
 def _to_line(x: Tensor, support: Support, scale: float) -> Mapped:

@@ -23,8 +23,10 @@ from rosenblatt.models import (
     realnvp,
     residual_flow,
     sos,
+    sphere,
     sylvester,
     tan,
+    torus,
     umnn,
 )
 
@@ -51,7 +53,9 @@ __all__ = [
     "realnvp",
     "residual_flow",
     "sos",
+    "sphere",
     "sylvester",
     "tan",
+    "torus",
     "umnn",
 ]

@@ -313,7 +313,7 @@ def _causality(subject: _Subject) -> AuditRow:
     if not entering:
         return AuditRow("", "", "-", "= 0", None, "the model has no conditional layer.")
     layers = dict(conditionals(subject.double))
-    leak = max(forbidden_influence(layers[name].conditioner, x, context) for name, x in entering.items())
+    leak = max(forbidden_influence(layers[name].conditioner, *given) for name, given in entering.items())
     meaning = "a column sees itself: the density is not one, whatever the score."
     return AuditRow("", "", f"{leak:.2e}", "= 0 exactly", leak == 0.0, meaning)
 

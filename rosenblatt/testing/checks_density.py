@@ -30,7 +30,10 @@ def check_mass_on_grid(row: ModelRow) -> None:
         given = None if context is None else context[0]
         near = flow.sample(2000, given, generator=torch.Generator().manual_seed(15)).detach()
         box: dict[str, Tensor] = {}
-        if row.lower is not None and row.upper is not None:
+        if flow.supports is not None:
+            ends = torch.tensor([[own.lower, own.upper] for own in flow.supports], dtype=torch.float64)
+            box = {"lower": ends[:, 0], "upper": ends[:, 1]}
+        elif row.lower is not None and row.upper is not None:
             ends = torch.ones(features, dtype=torch.float64)
             box = {"lower": row.lower * ends, "upper": row.upper * ends}
         cells, mass = 32, 0.0

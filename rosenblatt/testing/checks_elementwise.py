@@ -185,7 +185,8 @@ def check_start(row: ElementwiseRow) -> None:
         at_most(log_det, 4e-16, "start: log_det is 0")
         return
     domain = elementwise.domain
-    reference = (x - domain.lower) / (domain.upper - domain.lower) if domain.bounded else torch.sigmoid(x)
+    uniform = domain.bounded and isinstance(elementwise, UnitElementwise)
+    reference = (x - domain.lower) / (domain.upper - domain.lower) if uniform else torch.sigmoid(x)
     at_most(torch.sigmoid(value) - reference, row.start_tolerance, "start: distance of the CDFs")
 
 

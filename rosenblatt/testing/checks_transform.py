@@ -190,9 +190,9 @@ def check_causality(row: FlowRow) -> None:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             entering = inputs_of(flow.train(training), lambda: flow.log_prob(x, context))
         layers = dict(conditionals(flow))
-        for name, rows in entering.items():
+        for name, (rows, given) in entering.items():
             with torch.random.fork_rng(devices=[]):
-                leak = forbidden_influence(layers[name].conditioner, rows, context)
+                leak = forbidden_influence(layers[name].conditioner, rows, given)
             if leak != 0.0:
                 raise AssertionError(f"R11 {name}: influence {leak:.3e} against the order, 0.0 expected.")
 

@@ -72,13 +72,15 @@ def conditionals(module: nn.Module) -> Iterator[tuple[str, Conditional]]:
             yield name, part
 
 
-def inputs_of(module: nn.Module, run: Callable[[], object]) -> dict[str, Tensor]:
-    """What reaches each conditional layer of `module` while `run` runs."""
-    seen: dict[str, Tensor] = {}
+def inputs_of(module: nn.Module, run: Callable[[], object]) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """Rows and context that reach each conditional layer of `module` while `run` runs."""
+    seen: dict[str, tuple[Tensor, Tensor | None]] = {}
 
-    def remember(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            seen.setdefault(name, args[0].detach())
+    def remember(name: str) -> Callable[[nn.Module, tuple[Tensor | None, ...]], None]:
+        def hook(_: nn.Module, args: tuple[Tensor | None, ...]) -> None:
+            x, context = (None if part is None else part.detach() for part in (*args, None)[:2])
+            if x is not None:
+                seen.setdefault(name, (x, context))
 
         return hook
 

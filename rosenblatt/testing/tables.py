@@ -25,7 +25,7 @@ from rosenblatt.elementwise.additive import Additive
 from rosenblatt.elementwise.affine import Affine
 from rosenblatt.elementwise.base import Elementwise, UnitElementwise
 from rosenblatt.elementwise.bernstein import BernsteinPolynomial
-from rosenblatt.elementwise.circular import CircularSpline
+from rosenblatt.elementwise.circular import CircularSpline, Moebius
 from rosenblatt.elementwise.dense_sigmoid import DenseSigmoid
 from rosenblatt.elementwise.elf import ExactLipschitz
 from rosenblatt.elementwise.integral import IntegratedNet, SumOfSquares
@@ -41,7 +41,7 @@ from rosenblatt.elementwise.tanh_bump import TanhBump
 from rosenblatt.layers.conditional import Conditional
 from rosenblatt.layers.scaling import Standardise
 from rosenblatt.layers.support import SupportMap
-from rosenblatt.testing import oracles, oracles_integrals, oracles_splines, oracles_tails
+from rosenblatt.testing import oracles, oracles_circle, oracles_integrals, oracles_splines, oracles_tails
 from rosenblatt.testing.oracles import Oracle
 
 M = TypeVar("M", bound=nn.Module)
@@ -211,6 +211,10 @@ ELEMENTWISE: dict[str, ElementwiseRow] = {
         ),
         ElementwiseRow("cubic_spline", lambda: PolynomialSpline(3, 6), oracles_splines.polynomial_spline, (-3.0, 3.0)),
         ElementwiseRow("circular_spline", lambda: CircularSpline(6), oracles_splines.circular, (-3.1, 3.1)),
+        ElementwiseRow(
+            "circular_spline_phase", lambda: CircularSpline(6, phase=True), oracles_circle.turned_spline, (-3.1, 3.1)
+        ),
+        ElementwiseRow("moebius", lambda: Moebius(4), oracles_circle.moebius, (-3.1, 3.1), 0.01),
         ElementwiseRow("logistic_mixture", lambda: LogisticMixture(5), oracles.logistic_mixture, (), 0.02),
         ElementwiseRow("normal_mixture", lambda: NormalMixture(4), oracles_tails.normal_mixture, (), 0.05),
         ElementwiseRow("deep_sigmoid", lambda: DeepSigmoid(6, 2), oracles.deep_sigmoid, (), 0.05, 1e-11),
@@ -267,6 +271,14 @@ CONDITIONERS: dict[str, ConditionerRow] = {
         ConditionerRow("masked_parts_context", lambda d, p: Masked(d, p, hidden=16, parts=2, context=2), 2),
         ConditionerRow("recurrent", lambda d, p: Recurrent(d, p, hidden=8, order=[*range(1, d), 0])),
         ConditionerRow("recurrent_context", lambda d, p: Recurrent(d, p, hidden=8, context=2), 2),
+        ConditionerRow("masked_parts_angles", lambda d, p: Masked(d, p, hidden=16, parts=2, angles=range(0, d, 2))),
+        ConditionerRow("masked_angles", lambda d, p: Masked(d, p, hidden=16, angles=range(d))),
+        ConditionerRow(
+            "masked_some_angles",
+            lambda d, p: Masked(d, p, hidden=16, order=[*range(1, d), 0], angles=range(0, d, 2), context=2),
+            2,
+        ),
+        ConditionerRow("coupling_angles", lambda d, p: Coupling(d, p, hidden=16, angles=range(d))),
         ConditionerRow("coupling", lambda d, p: Coupling(d, p, hidden=16)),
         ConditionerRow("coupling_odd", lambda d, p: Coupling(d, p, hidden=16, mask="odd", dropout=0.2)),
         ConditionerRow("coupling_context", lambda d, p: Coupling(d, p, hidden=16, context=2), 2),
@@ -349,6 +361,18 @@ MODELS: dict[str, ModelRow] = {
         ModelRow("ffjord_context", _model("ffjord", 2, hidden=8, layers=1, steps=1, transforms=2), context=2),
         ModelRow("flow_matching", _model("flow_matching", hidden=8, layers=1, steps=3, solver="midpoint")),
         ModelRow("elf", _model("elf", transforms=2, units=6, hidden=16), traced=True),
+        ModelRow("torus", _model("torus", hidden=16, bins=5)),
+        ModelRow(
+            "torus_moebius",
+            _model("torus", 2, hidden=16, components=3, circle="moebius", coupling=True),
+            context=2,
+        ),
+        ModelRow("sphere", _model("sphere", hidden=16, bins=5, transforms=2)),
+        ModelRow(
+            "sphere_moebius",
+            _model("sphere", 2, hidden=16, bins=5, components=3, circle="moebius", transforms=1),
+            context=2,
+        ),
         ModelRow("sos", _model("sos", transforms=2, squares=2, hidden=16)),
         ModelRow("umnn", _model("umnn", transforms=1, units=4, cells=8, nodes=3, hidden=16)),
         ModelRow("naf_context", _model("naf", 2, transforms=1, units=4, hidden=16), context=2),
