@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rosenblatt.inference import VariationalPosterior, fit_posterior
+from rosenblatt.inference import VariationalPosterior, fit_variational
 
 FEATURES = 8
 MEAN_FIELD_KL = 0.7139  # of the correlated Gaussian: its precision is scaled to have exactly this
@@ -49,19 +49,19 @@ def banana(theta: Tensor) -> Tensor:
 
 def fit_gaussian(*, linear_steps: int) -> VariationalPosterior:
     """The mean field (`linear_steps=0`), or so many linear IAF steps, on the correlated Gaussian."""
-    return fit_posterior(
+    return fit_variational(
         gaussian_target(correlated_precision()),
         features=FEATURES,
         options={"transforms": linear_steps, "hidden": 0 if linear_steps else 1},
-        steps=600,
+        steps=300,
         samples=32,
-        learning_rate=2e-2,
+        learning_rate=4e-2,
     )
 
 
 def fit_banana(transforms: int) -> VariationalPosterior:
     """IAF with so many steps on the banana."""
-    return fit_posterior(
+    return fit_variational(
         banana,
         features=2,
         options={"transforms": transforms, "hidden": 32, "blocks": 1},

@@ -12,7 +12,7 @@ from benchmarks import checks_vi
 from rosenblatt.core.density import Flow
 from rosenblatt.core.errors import DataError, FitDiverged, OptionError
 from rosenblatt.core.registry import build
-from rosenblatt.inference import LogJoint, fit_posterior
+from rosenblatt.inference import LogJoint, fit_variational
 
 MEAN_FIELD = {"transforms": 0}
 LINEAR = {"transforms": 1, "hidden": 0}
@@ -45,7 +45,7 @@ def test_supports_bring_their_jacobian():
         rate, share = theta.unbind(dim=-1)
         return 2 * torch.log(rate) - rate + torch.log(share + 1) + 4 * torch.log(3 - share)
 
-    posterior = fit_posterior(
+    posterior = fit_variational(
         target,
         features=2,
         supports=[(0, None), (-1, 3)],
@@ -70,7 +70,7 @@ def test_supports_bring_their_jacobian():
 @pytest.mark.filterwarnings("ignore::rosenblatt.inference.ImportanceWarning")
 def test_one_seed_is_one_result_and_touches_no_other_stream():
     before = torch.get_rng_state()
-    fits = [fit_posterior(normal, features=2, options=LINEAR, steps=20, samples=8, seed=s) for s in (3, 3, 4)]
+    fits = [fit_variational(normal, features=2, options=LINEAR, steps=20, samples=8, seed=s) for s in (3, 3, 4)]
     assert torch.equal(before, torch.get_rng_state())
     theta = torch.tensor([[0.3, -0.2]])
     assert fits[0].elbo == fits[1].elbo
@@ -84,7 +84,7 @@ def test_location_and_scale_reach_a_far_and_narrow_posterior():
     def target(theta):
         return normal((theta - torch.tensor([500.0, -2e-3])) / torch.tensor([20.0, 1e-3]))
 
-    posterior = fit_posterior(
+    posterior = fit_variational(
         target,
         features=2,
         options=MEAN_FIELD,
@@ -105,7 +105,7 @@ def test_more_particles_tighten_the_bound_that_is_climbed(particles):
     def target(theta):
         return torch.distributions.StudentT(3.0).log_prob(theta).sum(dim=-1)
 
-    posterior = fit_posterior(
+    posterior = fit_variational(
         target, features=1, options=MEAN_FIELD, steps=200, samples=64, particles=particles, learning_rate=2e-2
     )
     last = sum(record["bound"] for record in posterior.history[-20:]) / 20
@@ -122,7 +122,7 @@ def test_annealing_keeps_both_modes():
         return torch.logaddexp(law.log_prob(x - 3), law.log_prob(x + 3))
 
     flow = {"features": 1, "options": {"transforms": 1, "bins": 8, "hidden": 8, "coupling": True}}
-    posterior = fit_posterior(target, "nsf", **flow, scale=[3.0], annealing=0.5, steps=300, learning_rate=2e-2)
+    posterior = fit_variational(target, "nsf", **flow, scale=[3.0], annealing=0.5, steps=300, learning_rate=2e-2)
     share = (posterior.sample(4000, generator=torch.Generator().manual_seed(0)) > 0).float().mean().item()
     assert 0.4 < share < 0.6
     assert posterior.elbo.value == pytest.approx(math.log(2), abs=0.05)
@@ -132,7 +132,7 @@ def test_a_flow_of_ones_own_is_trained_in_place():
     flow = build("realnvp", 2, options={"transforms": 2, "hidden": 8}, seed=0)
     theta = torch.tensor([[0.5, 0.5]])
     before = flow.log_prob(theta)
-    posterior = fit_posterior(lambda t: normal(t - 0.5), flow, steps=30, samples=16)
+    posterior = fit_variational(lambda t: normal(t - 0.5), flow, steps=30, samples=16)
     assert posterior.flow is flow
     assert isinstance(posterior.flow, Flow)
     assert posterior.log_prob(theta).item() > before.item()
@@ -156,7 +156,7 @@ def test_a_flow_of_ones_own_is_trained_in_place():
 )
 def test_targets_that_cannot_work_are_named(target, words):
     with pytest.raises((DataError, OptionError), match=words):
-        fit_posterior(target, features=2, options=MEAN_FIELD, steps=5)
+        fit_variational(target, features=2, options=MEAN_FIELD, steps=5)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_targets_that_cannot_work_are_named(target, words):
 )
 def test_options_that_cannot_work_are_named(options, words):
     with pytest.raises(OptionError, match=words):
-        fit_posterior(normal, **options)
+        fit_variational(normal, **options)
 
 
 def test_a_target_that_stops_being_finite_is_reported():
@@ -190,14 +190,14 @@ def test_a_target_that_stops_being_finite_is_reported():
         return normal(theta) * (math.nan if len(calls) > 10 else 1.0)
 
     with pytest.raises(FitDiverged, match="8 of 8 log-densities not finite, 20 steps in a row"):
-        fit_posterior(target, features=2, options=MEAN_FIELD, steps=100, samples=8)
+        fit_variational(target, features=2, options=MEAN_FIELD, steps=100, samples=8)
 
 
 def test_a_step_with_a_bad_row_is_left_out_and_counted():
     def target(theta):
         return torch.where(theta[:, 0] > 1.5, torch.nan, normal(theta))
 
-    posterior = fit_posterior(
+    posterior = fit_variational(
         lambda t: torch.where(t[:, 0] < -2.2, -torch.inf, normal(t)),
         features=1,
         options=MEAN_FIELD,
@@ -206,7 +206,7 @@ def test_a_step_with_a_bad_row_is_left_out_and_counted():
     )
     assert 0 < posterior.history[-1]["skipped"] < 50
     with pytest.raises(DataError, match="NaN"):
-        fit_posterior(target, features=1, options=MEAN_FIELD, steps=5, samples=4)
+        fit_variational(target, features=1, options=MEAN_FIELD, steps=5, samples=4)
 
 
 Y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])  # Rubin (1981): effects of coaching in eight schools
@@ -236,7 +236,7 @@ def eight_schools_integral():
 @pytest.fixture(scope="module")
 def schools():
     joint = LogJoint(eight_schools, {"mu": (), "tau": (), "eta": (8,)}, supports={"tau": (0, None)})
-    return joint, fit_posterior(
+    return joint, fit_variational(
         joint,
         options={"transforms": 2, "hidden": 16, "blocks": 1},
         steps=500,

@@ -2,13 +2,13 @@
 
 from rosenblatt.inference.importance import ImportanceSample, ImportanceWarning, importance_sample
 from rosenblatt.inference.target import LogJoint
-from rosenblatt.inference.variational import VariationalPosterior, fit_posterior
+from rosenblatt.inference.variational import VariationalPosterior, fit_variational
 
 __all__ = [
     "ImportanceSample",
     "ImportanceWarning",
     "LogJoint",
     "VariationalPosterior",
-    "fit_posterior",
+    "fit_variational",
     "importance_sample",
 ]

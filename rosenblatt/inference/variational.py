@@ -70,7 +70,7 @@ class VariationalPosterior:
         return importance_sample(self.target, self.flow, n, generator=generator)
 
 
-def fit_posterior(
+def fit_variational(
     target: Target,
     flow: str | Flow = "iaf",
     *,
@@ -108,7 +108,7 @@ def fit_posterior(
 
     >>> def target(theta):
     ...     return -0.5 * ((theta - 1.0) / 0.5).square().sum(-1)
-    >>> posterior = fit_posterior(target, features=2, options={"transforms": 0}, steps=300,
+    >>> posterior = fit_variational(target, features=2, options={"transforms": 0}, steps=300,
     ...                           learning_rate=3e-2)
     >>> exact = math.log(2 * math.pi * 0.25)
     >>> abs(posterior.elbo.value - exact) < 1e-3

@@ -17,6 +17,7 @@ from rosenblatt.models import (
     sos,
     sylvester,
     umnn,
+    vae,
 )
 
 __all__ = [
@@ -36,4 +37,5 @@ __all__ = [
     "sos",
     "sylvester",
     "umnn",
+    "vae",
 ]

@@ -135,7 +135,7 @@ class LatentBound(NamedTuple):
 class LatentVariableModel(Protocol):
     """A density `p(x) = int p(x | z) p(z) dz` with an approximate posterior `q(z | x)`."""
 
-    steps_seen: Tensor
+    steps_seen: Tensor  # calls of the objective in training mode
 
     def latent_bound(
         self,
@@ -152,6 +152,7 @@ class LatentVariableModel(Protocol):
 class VariationalBound:
     """The loss of a latent-variable model: minus a lower bound on `log p(x_i)`, shape (rows,).
 
+    `measure` says which bound minus the mean loss is in eval mode.
     One sample gives the ELBO, `log p(x | z) - (log q(z | x) - log p(z))`, more the importance-weighted bound.
     `free_bits` nats of divergence (mean over the batch) cost nothing more; the divergence grows from weight 0 to 1 over
     the first `warmup` calls in training mode, which the model counts in its buffer `steps_seen`, so that a resumed run
@@ -169,6 +170,7 @@ class VariationalBound:
             raise OptionError(f"free_bits: {free_bits} came with samples={samples}; free bits need samples=1.")
         self.samples, self.free_bits, self.warmup = samples, free_bits, warmup
         self.path_derivative = path_derivative
+        self.measure = "ELBO in nats" if samples == 1 else f"importance-weighted bound in nats ({samples} samples)"
 
     def __call__(self, model: Density, batch: Batch, generator: torch.Generator) -> Tensor:
         """Return the losses of `batch`."""
