@@ -15,6 +15,7 @@ from rosenblatt._version import __version__
 if TYPE_CHECKING:
     from rosenblatt import data as data
     from rosenblatt import eval as eval
+    from rosenblatt import inference as inference
     from rosenblatt import models as models
     from rosenblatt import plot as plot
     from rosenblatt import testing as testing
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from rosenblatt.train.config import FitConfig as FitConfig
     from rosenblatt.train.fitter import Fitter as Fitter
 
-_MODULES = ("data", "eval", "models", "plot", "testing")
+_MODULES = ("data", "eval", "inference", "models", "plot", "testing")
 _NAMES = {
     "CheckpointError": "core.errors",
     "DataError": "core.errors",

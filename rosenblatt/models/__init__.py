@@ -28,6 +28,7 @@ from rosenblatt.models import (
     tan,
     torus,
     umnn,
+    vae,
 )
 
 __all__ = [
@@ -58,4 +59,5 @@ __all__ = [
     "tan",
     "torus",
     "umnn",
+    "vae",
 ]

@@ -15,12 +15,14 @@ Autoregressive Flow, NeurIPS 2016; the ungated form. Published sizes: 2 to 8 lay
 from __future__ import annotations
 
 from rosenblatt.bases import StandardNormal
+from rosenblatt.conditioners.independent import Independent
 from rosenblatt.core.density import Flow
 from rosenblatt.core.errors import OptionError
 from rosenblatt.core.registry import Facts, register
 from rosenblatt.core.transform import Compose, Inverse
 from rosenblatt.elementwise.affine import Affine
 from rosenblatt.layers.autoregressive import alternating
+from rosenblatt.layers.conditional import Conditional
 
 
 @register(
@@ -51,6 +53,8 @@ def iaf(
 ) -> Flow:
     """Build an IAF for `features` columns; with `residual=False`, `blocks` counts plain hidden layers as published.
 
+    `transforms=0` leaves the Gaussian with independent columns that the method starts from (mean field); `hidden=0`
+    makes shifts and scales linear, one such layer being at least a Gaussian with full covariance.
     Towards the base all layers together contract by at most e^3.5 and stretch by at most e^10, as in a MAF.
     Raises `OptionError` for sizes that make no model.
 
@@ -59,8 +63,20 @@ def iaf(
     >>> x.shape, log_prob.shape
     (torch.Size([4, 3]), torch.Size([4]))
     """
-    if transforms < 1:
-        raise OptionError(f"transforms: {transforms} came, an integer >= 1 was expected.")
+    if transforms < 0:
+        raise OptionError(f"transforms: {transforms} came, an integer >= 0 was expected (0: independent columns).")
+    if transforms == 0:
+        elementwise = Affine.one_of(1)
+        free = Independent(
+            features,
+            elementwise.spec.size,
+            context=context,
+            hidden=hidden,
+            blocks=blocks,
+            dropout=dropout,
+            residual=residual,
+        )
+        return Flow(Conditional(elementwise, free), StandardNormal(features), context=context)
     maps = [Affine.one_of(transforms, backwards=True) for _ in range(transforms)]
     stack = alternating(
         maps,

@@ -15,6 +15,7 @@ from rosenblatt.conditioners.base import Conditioner
 from rosenblatt.conditioners.coupling import Coupling
 from rosenblatt.conditioners.heads import LowRank, PartlyFree
 from rosenblatt.conditioners.independent import Independent
+from rosenblatt.conditioners.linear import LinearMasked
 from rosenblatt.conditioners.masked import Masked
 from rosenblatt.conditioners.recurrent import Recurrent
 from rosenblatt.core.density import FactorisedDensity, Flow
@@ -279,6 +280,8 @@ CONDITIONERS: dict[str, ConditionerRow] = {
             2,
         ),
         ConditionerRow("coupling_angles", lambda d, p: Coupling(d, p, hidden=16, angles=range(d))),
+        ConditionerRow("linear_masked", lambda d, p: LinearMasked(d, p, order=[*range(1, d), 0])),
+        ConditionerRow("linear_masked_context", lambda d, p: LinearMasked(d, p, context=2), 2),
         ConditionerRow("coupling", lambda d, p: Coupling(d, p, hidden=16)),
         ConditionerRow("coupling_odd", lambda d, p: Coupling(d, p, hidden=16, mask="odd", dropout=0.2)),
         ConditionerRow("coupling_context", lambda d, p: Coupling(d, p, hidden=16, context=2), 2),
@@ -311,6 +314,8 @@ MODELS: dict[str, ModelRow] = {
         ModelRow("maf_mixture", _model("maf", transforms=2, hidden=16, components=4)),
         ModelRow("maf_batch_norm", _model("maf", transforms=2, hidden=16, batch_norm=True)),
         ModelRow("iaf", _model("iaf", transforms=2, hidden=16)),
+        ModelRow("iaf_linear", _model("iaf", 2, transforms=2, hidden=0), context=2),
+        ModelRow("iaf_independent", _model("iaf", 2, transforms=0, hidden=8), context=2),
         ModelRow("iaf_context", _model("iaf", 2, transforms=2, hidden=16), context=2),
         ModelRow("realnvp", _model("realnvp", transforms=3, hidden=16)),
         ModelRow("realnvp_additive", _model("realnvp", transforms=3, hidden=16, additive=True)),
