@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -12,6 +13,7 @@ from torch import nn
 import rosenblatt.models  # noqa: F401 - enters every model in the registry
 from rosenblatt.bases import Box, StandardLogistic, StandardNormal
 from rosenblatt.conditioners.base import Conditioner
+from rosenblatt.conditioners.conv_coupling import ConvCoupling
 from rosenblatt.conditioners.coupling import Coupling
 from rosenblatt.conditioners.heads import LowRank, PartlyFree
 from rosenblatt.conditioners.independent import Independent
@@ -165,6 +167,13 @@ def _mtaf(features: int) -> Flow:
     return _model("mtaf", df=df, transforms=2, hidden=16)(features)
 
 
+def _image(features: int) -> list[int]:
+    """Shape of an image of so many numbers: a square, or a line."""
+    side = math.isqrt(features)
+    return [1, side, side] if side * side == features else [1, 1, features]
+
+
+_TURNED = "checkerboard_turned"
 _NITS_START = 0.035
 _WIDTHS = [8, 8, 1]
 _ROUNDED = 1e-12  # the identity up to the rounding of the functions it is made of
@@ -245,13 +254,21 @@ CONDITIONERS: dict[str, ConditionerRow] = {
         ConditionerRow("coupling", lambda d, p: Coupling(d, p, hidden=16)),
         ConditionerRow("coupling_odd", lambda d, p: Coupling(d, p, hidden=16, mask="odd", dropout=0.2)),
         ConditionerRow("coupling_context", lambda d, p: Coupling(d, p, hidden=16, context=2), 2),
+        ConditionerRow("conv_channels", lambda d, p: ConvCoupling((d, 1, 1), p, hidden=8, dropout=0.2)),
+        ConditionerRow("conv_checkerboard", lambda d, p: ConvCoupling(_image(d), p, mask="checkerboard", hidden=8)),
+        ConditionerRow("conv_context", lambda d, p: ConvCoupling(_image(d), p, mask=_TURNED, hidden=8, context=2), 2),
     )
 }
 
 _PAIRED = ("independent", "masked_order", "masked_context", "coupling")
+# Further cells: couplings of images.
+_CELLS = [(e, c) for e in ("affine", "spline", "logistic_mixture") for c in ("conv_checkerboard", "conv_context")]
 
 PAIRS: dict[str, PairRow] = {
-    row.name: row for row in (PairRow(e, CONDITIONERS[c]) for e in ELEMENTWISE.values() for c in _PAIRED)
+    row.name: row
+    for row in (
+        PairRow(ELEMENTWISE[e], CONDITIONERS[c]) for e, c in (*((e, c) for e in ELEMENTWISE for c in _PAIRED), *_CELLS)
+    )
 }
 
 MODELS: dict[str, ModelRow] = {
