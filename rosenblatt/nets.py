@@ -143,7 +143,7 @@ class ConvNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the network."""
-        ones = x.new_ones(1, 1, 1, 1).expand(len(x), 1, *x.shape[2:])
+        ones = x.new_ones(1, 1, 1, 1).expand(x.shape[0], 1, *x.shape[2:])  # len() would fix it in an exported graph
         hidden = self.first(torch.cat([limited(x), ones], dim=1))
         for block in self.blocks:
             hidden = block(hidden)

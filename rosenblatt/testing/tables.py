@@ -168,12 +168,26 @@ def _mtaf(features: int) -> Flow:
 
 
 def _image(features: int) -> list[int]:
-    """Shape of an image of so many numbers: a square, or a line."""
+    """Shape of an image of so many numbers: a square, a line that can be halved, or a pixel of many channels."""
     side = math.isqrt(features)
-    return [1, side, side] if side * side == features else [1, 1, features]
+    if side * side == features:
+        return [1, side, side]
+    return [features, 1, 1] if features % 2 else [1, 1, features]
 
 
 _TURNED = "checkerboard_turned"
+
+
+def _image_model(name: str, context: int = 0, **options: object) -> Callable[[int], Flow]:
+    """A model of images in two scales; a single number is a single scale."""
+    small = {"transforms": 1, "hidden": 8, "blocks": 1, **options}
+
+    def make(features: int) -> Flow:
+        return _model(name, context, image=_image(features), levels=min(features, 2), **small)(features)
+
+    return make
+
+
 _NITS_START = 0.035
 _WIDTHS = [8, 8, 1]
 _ROUNDED = 1e-12  # the identity up to the rounding of the functions it is made of
@@ -293,9 +307,13 @@ MODELS: dict[str, ModelRow] = {
         ModelRow("iaf_context", _model("iaf", 2, transforms=2, hidden=16), context=2),
         ModelRow("realnvp", _model("realnvp", transforms=3, hidden=16)),
         ModelRow("realnvp_additive", _model("realnvp", transforms=3, hidden=16, additive=True)),
+        ModelRow("realnvp_image", _image_model("realnvp")),
         ModelRow("realnvp_context", _model("realnvp", 2, transforms=2, hidden=16), context=2),
         ModelRow("glow", _model("glow", transforms=2, hidden=16)),
         ModelRow("glow_svd", _model("glow", transforms=2, hidden=16, linear="svd")),
+        ModelRow("glow_image", _image_model("glow", 2), context=2),
+        ModelRow("glow_emerging", _image_model("glow", convolution="emerging")),
+        ModelRow("glow_periodic", _image_model("glow", convolution="periodic")),
         ModelRow("planar", _model("planar", transforms=4)),
         ModelRow("planar_radial", _model("planar", transforms=3, radial=True)),
         ModelRow("planar_context", _model("planar", 2, transforms=2, hidden=8), context=2),
