@@ -18,7 +18,7 @@ from rosenblatt.nets import MLP
 class TwoParts(Conditioner):
     """Two levels (one if either part is empty): thetas of the second part depend on the first, and these are free.
 
-    A subclass says how both are made; it sets `first_size` by its levels.
+    A subclass says how both are made; `first_size` is the number of coordinates of the first part.
     """
 
     def __init__(self, first: Sequence[int], features: int, params: int, context: int) -> None:

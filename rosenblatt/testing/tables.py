@@ -270,6 +270,11 @@ CONDITIONERS: dict[str, ConditionerRow] = {
         ConditionerRow("coupling_context", lambda d, p: Coupling(d, p, hidden=16, context=2), 2),
         ConditionerRow("conv_channels", lambda d, p: ConvCoupling((d, 1, 1), p, hidden=8, dropout=0.2)),
         ConditionerRow("conv_checkerboard", lambda d, p: ConvCoupling(_image(d), p, mask="checkerboard", hidden=8)),
+        ConditionerRow(
+            "conv_spatial",
+            lambda d, p: ConvCoupling((d, 1, 1), p, hidden=8, context=2, spatial=True, residual=False),
+            2,
+        ),
         ConditionerRow("conv_context", lambda d, p: ConvCoupling(_image(d), p, mask=_TURNED, hidden=8, context=2), 2),
     )
 }
