@@ -47,8 +47,11 @@ class Independent(Conditioner):
 
     def parts(self, x: Tensor, context: Tensor | None = None) -> Iterator[Tensor]:
         """The free thetas (features, params), or those of each context."""
-        if self.context:
-            theta: Tensor = self.net(context)
-            yield theta.reshape(*theta.shape[:-1], self.features, self.params)
-        else:
-            yield self.free
+        yield self.thetas(context)
+
+    def thetas(self, context: Tensor | None) -> Tensor:
+        """Parameters (features, params), or (*batch, features, params) with a context: they need no `x`."""
+        if not self.context:
+            return self.free
+        theta: Tensor = self.net(context)
+        return theta.reshape(*theta.shape[:-1], self.features, self.params)

@@ -112,6 +112,20 @@ def fresh_generator(device: torch.device | str = "cpu") -> torch.Generator:
     return generator
 
 
+def initialise_in_turn(
+    parts: Sequence[nn.Module], x: Tensor, context: Tensor | None = None, weight: Tensor | None = None
+) -> None:
+    """Let each part that takes starting values from rows do so, from `x` as the parts before it map it."""
+    waiting = [number for number, part in enumerate(parts) if _starts_from_data(part)]
+    last = max(waiting, default=-1)
+    with torch.no_grad():
+        for number, part in enumerate(parts[: last + 1]):
+            if number in waiting:
+                part.initialise(x, context, weight)  # type: ignore[operator]
+            if number < last:
+                x = part(x, context).value
+
+
 def _starts_from_data(part: nn.Module) -> bool:
     """Whether a part of a flow has starting values of its own to take from rows."""
     initialise = getattr(type(part), "initialise", Density.initialise)
@@ -282,14 +296,7 @@ class Flow(Density):
 
     def initialise(self, x: Tensor, context: Tensor | None = None, weight: Tensor | None = None) -> None:
         """Let each data-dependent step (ActNorm), and the base, start from what reaches it."""
-        parts: list[nn.Module] = [*self._all_steps(), self.base]
-        waiting = [number for number, part in enumerate(parts) if _starts_from_data(part)]
-        with torch.no_grad():
-            for number, part in enumerate(parts[: max(waiting, default=-1) + 1]):
-                if number in waiting:
-                    part.initialise(x, context, weight)  # type: ignore[operator]
-                if part is not self.base:
-                    x = part(x, context).value
+        initialise_in_turn([*self._all_steps(), self.base], x, context, weight)
 
     def refresh(self, batches: Iterable[Batch]) -> None:
         """Let each step with statistics of the training rows (batch normalisation) recompute them.

@@ -1,18 +1,26 @@
-"""Glow for tables: steps of normalisation, an invertible linear map, and an affine coupling.
+"""Glow: steps of normalisation, an invertible linear map, and an affine coupling, for tables and images.
 
 The linear map, learned with the rest, takes the place of a fixed change of halves:
 
     x -> ActNorm -> W (P L U) -> z_B = (x_B - mu(x_A)) exp(s(x_A)),   repeated
 
+On images (`image`) W is a 1x1 convolution of the channels, or an emerging or periodic one, and the coupling's network
+is convolutional. Each scale squeezes 2 x 2 pixels into channels, runs its steps, and lets half of the channels leave to
+the base behind an affine map of theirs that the other half conditions (the learned prior of the published model).
 Exact: density and sampling, one network pass per step each. ActNorm takes its start from the first rows.
 `linear` offers other invertible maps: reflections, Cayley, matrix exponentials, QR and SVD.
-Reference: Kingma & Dhariwal, Glow: Generative Flow with Invertible 1x1 Convolutions, NeurIPS 2018 (images); here with
-the columns of a table in place of channels, and no squeezing or splitting.
+References: Kingma & Dhariwal, Glow: Generative Flow with Invertible 1x1 Convolutions, NeurIPS 2018 (images; for tables
+the columns take the place of channels); Hoogeboom, van den Berg & Welling, Emerging Convolutions for Generative
+Normalizing Flows, ICML 2019 (the other convolutions).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from rosenblatt.bases import StandardNormal
+from rosenblatt.conditioners.conv_coupling import ConvCoupling
 from rosenblatt.conditioners.coupling import Coupling
 from rosenblatt.core.density import Flow
 from rosenblatt.core.errors import OptionError
@@ -20,8 +28,10 @@ from rosenblatt.core.registry import Facts, register
 from rosenblatt.core.transform import Compose, Transform
 from rosenblatt.elementwise.affine import Affine
 from rosenblatt.layers.conditional import Conditional
+from rosenblatt.layers.convolution import convolution_steps
 from rosenblatt.layers.orthogonal import mixing
 from rosenblatt.layers.scaling import ActNorm
+from rosenblatt.layers.shape import PerPixel, Shape, Squeeze, image_shape, multi_scale
 
 
 @register(
@@ -46,31 +56,69 @@ def glow(
     blocks: int = 2,
     residual: bool = True,
     dropout: float = 0.0,
+    image: Sequence[int] | None = None,
+    levels: int = 1,
+    convolution: str = "1x1",
 ) -> Flow:
-    """Build a Glow for `features` columns.
+    """Build a Glow for `features` columns, or for images.
 
     `linear` is "plu" (random permutation and LU factors, as published), "householder", "cayley", "rotation",
-    "exponential", "qr" or "svd". With `residual=False`, `blocks` counts plain hidden layers.
-    Raises `OptionError` for another `linear` or sizes that make no model.
+    "exponential", "qr" or "svd". With `residual=False`, `blocks` counts plain hidden layers; for images, two of them
+    are the published network. `image` is [channels, height, width] of a row; then there are `levels` scales of
+    `transforms` steps each (a single pixel is not squeezed any more), and `convolution` is "1x1", "emerging" or
+    "periodic". Raises `OptionError` for another name, sizes that make no model, sides that cannot be halved.
 
     >>> import torch
     >>> glow(3, transforms=2, hidden=16, linear="svd").log_prob(torch.zeros(4, 3)).shape
     torch.Size([4])
+    >>> glow(64, transforms=2, hidden=16, image=[1, 8, 8], levels=2).log_prob(torch.zeros(4, 64)).shape
+    torch.Size([4])
     """
     if transforms < 1:
         raise OptionError(f"transforms: {transforms} came, an integer >= 1 was expected.")
+    net: dict[str, Any] = {
+        "hidden": hidden,
+        "blocks": blocks,
+        "context": context,
+        "dropout": dropout,
+        "residual": residual,
+    }
+    if image is not None:
+        shape = image_shape(image, features)
+        steps = _image_steps(shape, levels, transforms, linear=linear, convolution=convolution, net=net)
+    elif levels != 1 or convolution != "1x1":
+        raise OptionError("levels, convolution: these are for images; pass image=[channels, height, width] with them.")
+    else:
+        steps = _table_steps(features, transforms, linear, net)
+    return Flow(Compose(steps), StandardNormal(features), context=context)
+
+
+def _table_steps(features: int, transforms: int, linear: str, net: dict[str, Any]) -> list[Transform]:
     steps: list[Transform] = []
     for number in range(transforms):
         affine = Affine.one_of(transforms)
-        conditioner = Coupling(
-            features,
-            affine.spec.size,
-            mask="odd" if number % 2 else "even",
-            hidden=hidden,
-            blocks=blocks,
-            context=context,
-            dropout=dropout,
-            residual=residual,
-        )
+        conditioner = Coupling(features, affine.spec.size, mask="odd" if number % 2 else "even", **net)
         steps.extend([ActNorm(features), *mixing(linear, features), Conditional(affine, conditioner)])
-    return Flow(Compose(steps), StandardNormal(features), context=context)
+    return steps
+
+
+def _image_steps(
+    shape: Shape, levels: int, transforms: int, *, linear: str, convolution: str, net: dict[str, Any]
+) -> list[Transform]:
+    layers = transforms * levels + levels - 1  # what a channel of the last scale goes through
+
+    def coupling(shape: Shape) -> Conditional:
+        affine = Affine.one_of(layers)
+        return Conditional(affine, ConvCoupling(shape, affine.spec.size, **net))
+
+    def scale(shape: Shape, last: bool) -> tuple[list[Transform], Shape]:
+        steps: list[Transform] = []
+        if shape[1] * shape[2] > 1:
+            squeeze = Squeeze(shape)
+            steps, shape = [squeeze], squeeze.after
+        for _ in range(transforms):
+            mixed = convolution_steps(convolution, shape, linear)
+            steps.extend([PerPixel(ActNorm(shape[0]), shape), *mixed, coupling(shape)])
+        return steps if last else [*steps, coupling(shape)], shape
+
+    return multi_scale(shape, levels, scale)

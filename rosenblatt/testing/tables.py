@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -12,6 +13,7 @@ from torch import nn
 import rosenblatt.models  # noqa: F401 - enters every model in the registry
 from rosenblatt.bases import Box, StandardLogistic, StandardNormal
 from rosenblatt.conditioners.base import Conditioner
+from rosenblatt.conditioners.conv_coupling import ConvCoupling
 from rosenblatt.conditioners.coupling import Coupling
 from rosenblatt.conditioners.heads import LowRank, PartlyFree
 from rosenblatt.conditioners.independent import Independent
@@ -183,6 +185,27 @@ def _mtaf(features: int) -> Flow:
     return _model("mtaf", df=df, transforms=2, hidden=16)(features)
 
 
+def _image(features: int) -> list[int]:
+    """Shape of an image of so many numbers: a square, a line that can be halved, or a pixel of many channels."""
+    side = math.isqrt(features)
+    if side * side == features:
+        return [1, side, side]
+    return [features, 1, 1] if features % 2 else [1, 1, features]
+
+
+_TURNED = "checkerboard_turned"
+
+
+def _image_model(name: str, context: int = 0, **options: object) -> Callable[[int], Flow]:
+    """A model of images in two scales; a single number is a single scale."""
+    small = {"transforms": 1, "hidden": 8, "blocks": 1, **options}
+
+    def make(features: int) -> Flow:
+        return _model(name, context, image=_image(features), levels=min(features, 2), **small)(features)
+
+    return make
+
+
 _NITS_START = 0.035
 _WIDTHS = [8, 8, 1]
 _ROUNDED = 1e-12  # the identity up to the rounding of the functions it is made of
@@ -285,13 +308,26 @@ CONDITIONERS: dict[str, ConditionerRow] = {
         ConditionerRow("coupling", lambda d, p: Coupling(d, p, hidden=16)),
         ConditionerRow("coupling_odd", lambda d, p: Coupling(d, p, hidden=16, mask="odd", dropout=0.2)),
         ConditionerRow("coupling_context", lambda d, p: Coupling(d, p, hidden=16, context=2), 2),
+        ConditionerRow("conv_channels", lambda d, p: ConvCoupling((d, 1, 1), p, hidden=8, dropout=0.2)),
+        ConditionerRow("conv_checkerboard", lambda d, p: ConvCoupling(_image(d), p, mask="checkerboard", hidden=8)),
+        ConditionerRow(
+            "conv_spatial",
+            lambda d, p: ConvCoupling((d, 1, 1), p, hidden=8, context=2, spatial=True, residual=False),
+            2,
+        ),
+        ConditionerRow("conv_context", lambda d, p: ConvCoupling(_image(d), p, mask=_TURNED, hidden=8, context=2), 2),
     )
 }
 
 _PAIRED = ("independent", "masked_order", "masked_context", "coupling")
+# Further cells: couplings of images.
+_CELLS = [(e, c) for e in ("affine", "spline", "logistic_mixture") for c in ("conv_checkerboard", "conv_context")]
 
 PAIRS: dict[str, PairRow] = {
-    row.name: row for row in (PairRow(e, CONDITIONERS[c]) for e in ELEMENTWISE.values() for c in _PAIRED)
+    row.name: row
+    for row in (
+        PairRow(ELEMENTWISE[e], CONDITIONERS[c]) for e, c in (*((e, c) for e in ELEMENTWISE for c in _PAIRED), *_CELLS)
+    )
 }
 
 MODELS: dict[str, ModelRow] = {
@@ -319,10 +355,14 @@ MODELS: dict[str, ModelRow] = {
         ModelRow("iaf_context", _model("iaf", 2, transforms=2, hidden=16), context=2),
         ModelRow("realnvp", _model("realnvp", transforms=3, hidden=16)),
         ModelRow("realnvp_additive", _model("realnvp", transforms=3, hidden=16, additive=True)),
+        ModelRow("realnvp_image", _image_model("realnvp")),
         ModelRow("realnvp_context", _model("realnvp", 2, transforms=2, hidden=16), context=2),
         ModelRow("glow", _model("glow", transforms=2, hidden=16)),
         ModelRow("glow_svd", _model("glow", transforms=2, hidden=16, linear="svd")),
         ModelRow("flowpp", _model("flowpp", transforms=2, components=3, hidden=16)),
+        ModelRow("glow_image", _image_model("glow", 2), context=2),
+        ModelRow("glow_emerging", _image_model("glow", convolution="emerging")),
+        ModelRow("glow_periodic", _image_model("glow", convolution="periodic")),
         ModelRow("planar", _model("planar", transforms=4)),
         ModelRow("planar_radial", _model("planar", transforms=3, radial=True)),
         ModelRow("planar_context", _model("planar", 2, transforms=2, hidden=8), context=2),
