@@ -8,6 +8,7 @@ from rosenblatt.eval.bits import (
     nats_from_bits,
     paired_difference,
 )
+from rosenblatt.eval.c2st import c2st
 from rosenblatt.eval.calibration import (
     RosenblattReport,
     Uniformity,
@@ -16,7 +17,9 @@ from rosenblatt.eval.calibration import (
     rosenblatt_report,
     uniformity,
 )
+from rosenblatt.eval.distances import energy_distance, mmd, sliced_wasserstein
 from rosenblatt.eval.mass import KernelProposal, grid_mass, importance_mass
+from rosenblatt.eval.sbc import SBCReport, sbc
 from rosenblatt.eval.tails import ColumnTail, TailReport, exponential_p_value, tail_report
 
 __all__ = [
@@ -25,18 +28,24 @@ __all__ = [
     "Estimate",
     "KernelProposal",
     "RosenblattReport",
+    "SBCReport",
     "TailReport",
     "Uniformity",
     "bits_per_dimension",
+    "c2st",
     "dkw_band",
+    "energy_distance",
     "exponential_p_value",
     "grid_mass",
     "importance_mass",
     "mean_log_prob",
+    "mmd",
     "nats_from_bits",
     "paired_difference",
     "pit_bands",
     "rosenblatt_report",
+    "sbc",
+    "sliced_wasserstein",
     "tail_report",
     "uniformity",
 ]
