@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import checks_vi
+from benchmarks.checks import iaf
 from rosenblatt.core.density import Flow
 from rosenblatt.core.errors import DataError, FitDiverged, OptionError
 from rosenblatt.core.registry import build
@@ -27,17 +27,17 @@ def normal(theta):
 
 @pytest.mark.filterwarnings("ignore::rosenblatt.inference.ImportanceWarning")
 def test_checks_of_the_specification_hold():
-    found = checks_vi.run()
+    found = list(iaf.checks())
     assert len(found) == 6
-    assert [check["check"] for check in found if not check["holds"]] == []
+    assert [check.what for check in found if not check.holds] == []
 
 
 def test_the_correlated_target_is_what_it_says():
-    precision = checks_vi.correlated_precision(5, 0.3)
-    assert checks_vi.mean_field_optimum(precision) == pytest.approx(0.3, abs=1e-12)
+    precision = iaf.correlated_precision(5, 0.3)
+    assert iaf.mean_field_optimum(precision) == pytest.approx(0.3, abs=1e-12)
     law = torch.distributions.MultivariateNormal(torch.zeros(5).double(), precision_matrix=precision)
     theta = torch.randn(4, 5, dtype=torch.float64)
-    torch.testing.assert_close(checks_vi.gaussian_target(precision)(theta), law.log_prob(theta))
+    torch.testing.assert_close(iaf.gaussian_target(precision)(theta), law.log_prob(theta))
 
 
 @pytest.mark.filterwarnings("ignore::rosenblatt.inference.ImportanceWarning")
