@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from rosenblatt.core.transform import Compose, Transform
 from rosenblatt.core.types import Likelihood
 from rosenblatt.eval.bits import Estimate
 from rosenblatt.inference.importance import ImportanceSample, importance_sample, require_weights
+from rosenblatt.inference.mode import find_mode
 from rosenblatt.inference.target import Bounds, Target, check_start, checked
 from rosenblatt.layers.scaling import Standardise
 from rosenblatt.layers.support import SupportMap
@@ -77,7 +78,7 @@ def fit_variational(
     features: int | None = None,
     options: Mapping[str, Any] | None = None,
     supports: Sequence[Bounds] | None = None,
-    location: Sequence[float] | None = None,
+    location: Sequence[float] | Literal["mode"] | None = None,
     scale: Sequence[float] | None = None,
     steps: int = 2000,
     samples: int = 64,
@@ -98,6 +99,7 @@ def fit_variational(
     features: width of theta; not needed for a `Flow` or a target that says it, such as `LogJoint`.
     supports: (lower, upper) of every column, None for no bound; the log-Jacobian is taken care of.
     location, scale: guesses of where the posterior is and how wide (on the line behind `supports`); q starts there.
+        With `location="mode"` a search finds the mode, and without `scale` the curvature there; else 0 and 1.
     steps, samples, learning_rate: steps of Adam, bounds drawn for each, and the rate, which falls along a cosine.
     path_derivative: leave out the part of the gradient that has mean zero (see `objectives.bounds.draw`).
     annealing: share of the steps over which log p grows from a hundredth to the whole, against losing modes.
@@ -117,8 +119,9 @@ def fit_variational(
     _check_numbers(steps=steps, samples=samples, particles=particles, learning_rate=learning_rate)
     if not 0 <= annealing <= 1:
         raise OptionError(f"annealing: {annealing} came, a share of the steps in [0, 1] was expected.")
-    supports = getattr(target, "supports", None) if supports is None else supports
-    q = _in_units(_flow_of(target, flow, features, options, seed), supports, location, scale).to(dtype)
+    plain = _flow_of(target, flow, features, options, seed)
+    units = _units(target, plain.features, dtype, supports=supports, location=location, scale=scale)
+    q = (plain.after(Compose(units)) if units else plain).to(dtype)
     q.eval()
     generator = seeded_generator(seed, TRAINING)
     with torch.no_grad():
@@ -126,8 +129,7 @@ def fit_variational(
     check_start(target, start)
     run = _Ascent(q, target, steps=steps, rate=learning_rate, cold_steps=round(annealing * steps))
     run.climb(samples, particles, path_derivative, generator)
-    elbo = _elbo(q, target, seeded_generator(seed, FINAL))
-    return VariationalPosterior(target, q, elbo, run.history, seed)
+    return VariationalPosterior(target, q, _elbo(q, target, seeded_generator(seed, FINAL)), run.history, seed)
 
 
 class _Ascent:
@@ -225,24 +227,33 @@ def _flow_of(
     return built
 
 
-def _in_units(
-    flow: Flow,
+def _units(
+    target: Target,
+    features: int,
+    dtype: torch.dtype,
+    *,
     supports: Sequence[Bounds] | None,
-    location: Sequence[float] | None,
+    location: Sequence[float] | str | None,
     scale: Sequence[float] | None,
-) -> Flow:
-    """Put supports, then guesses of location and scale, in front of a flow."""
+) -> list[Transform]:
+    """Supports, then guesses of location and scale, to put in front of a flow."""
+    supports = getattr(target, "supports", None) if supports is None else supports
+    if isinstance(location, str) and location != "mode":
+        raise OptionError(f"location: '{location}' came, a number for each column or 'mode' was expected.")
     for name, given in (("supports", supports), ("location", location), ("scale", scale)):
-        if given is not None and len(given) != flow.features:
-            raise OptionError(f"{name}: {len(given)} came, one for each of {flow.features} columns was expected.")
+        if given is not None and not isinstance(given, str) and len(given) != features:
+            raise OptionError(f"{name}: {len(given)} came, one for each of {features} columns was expected.")
     steps: list[Transform] = []
     if supports is not None and any(end is not None for pair in supports for end in pair):
         steps.append(SupportMap(supports))
+    centre, width = [0.0] * features, [1.0] * features
+    if isinstance(location, str):
+        centre, width = find_mode(target, Compose(steps), features, dtype)
+    elif location is not None:
+        centre = list(location)
     if location is not None or scale is not None:
-        centre = [0.0] * flow.features if location is None else location
-        width = [1.0] * flow.features if scale is None else scale
-        steps.append(Standardise(centre, width))
-    return flow.after(Compose(steps)) if steps else flow
+        steps.append(Standardise(centre, width if scale is None else scale))
+    return steps
 
 
 def _elbo(q: Flow, target: Target, generator: torch.Generator) -> Estimate:
