@@ -178,7 +178,8 @@ def test_annealing_keeps_both_modes():
     posterior = fit_variational(target, "nsf", **flow, scale=[3.0], annealing=0.5, steps=300, learning_rate=3e-2)
     share = (posterior.sample(4000, generator=torch.Generator().manual_seed(0)) > 0).float().mean().item()
     assert 0.4 < share < 0.6
-    assert posterior.elbo.value == pytest.approx(math.log(2), abs=0.05)
+    # A lost mode would cost log 2.
+    assert math.log(2) - 0.1 < posterior.elbo.value < math.log(2) + 4.9 * posterior.elbo.standard_error
 
 
 def test_a_flow_of_ones_own_is_trained_in_place():
