@@ -53,8 +53,9 @@ def test_supports_bring_their_jacobian():
         features=2,
         supports=[(0, None), (-1, 3)],
         options={"transforms": 2, "hidden": 16, "blocks": 1},
-        steps=300,
-        learning_rate=2e-2,
+        steps=250,
+        learning_rate=3e-2,
+        path_derivative=False,
     )
     exact = math.lgamma(3) + 6 * math.log(4) + math.lgamma(2) + math.lgamma(5) - math.lgamma(7)
     assert posterior.elbo.value < exact + 4.9 * posterior.elbo.standard_error
@@ -174,10 +175,11 @@ def test_annealing_keeps_both_modes():
         return torch.logaddexp(law.log_prob(x - 3), law.log_prob(x + 3))
 
     flow = {"features": 1, "options": {"transforms": 1, "bins": 8, "hidden": 8, "coupling": True}}
-    posterior = fit_variational(target, "nsf", **flow, scale=[3.0], annealing=0.5, steps=300, learning_rate=2e-2)
+    posterior = fit_variational(target, "nsf", **flow, scale=[3.0], annealing=0.5, steps=300, learning_rate=3e-2)
     share = (posterior.sample(4000, generator=torch.Generator().manual_seed(0)) > 0).float().mean().item()
     assert 0.4 < share < 0.6
-    assert posterior.elbo.value == pytest.approx(math.log(2), abs=0.05)
+    # A lost mode would cost log 2.
+    assert math.log(2) - 0.1 < posterior.elbo.value < math.log(2) + 4.9 * posterior.elbo.standard_error
 
 
 def test_a_flow_of_ones_own_is_trained_in_place():
@@ -292,7 +294,7 @@ def schools():
     return joint, fit_variational(
         joint,
         options={"transforms": 2, "hidden": 16, "blocks": 1},
-        steps=500,
+        steps=400,
         learning_rate=2e-2,
         path_derivative=False,
     )

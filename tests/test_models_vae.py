@@ -177,7 +177,7 @@ def test_it_learns_what_it_can_represent_exactly():
     law = torch.distributions.MultivariateNormal(torch.zeros(3), covariance)
     rows = torch.randn(4000, 3, generator=generator) @ law.scale_tril.T
     model = seeded(lambda: vae(3, latent=1, hidden=16, blocks=1, samples=256))
-    config = FitConfig(max_steps=400, batch_size=256, learning_rate=5e-3, validation_fraction=0.0, patience=None)
+    config = FitConfig(max_steps=250, batch_size=256, learning_rate=1e-2, validation_fraction=0.0, patience=None)
     Fitter(config).fit(model, Table.from_any(rows.numpy()), model.objective)
     test = torch.randn(2000, 3, generator=generator) @ law.scale_tril.T
     with torch.no_grad():
@@ -197,7 +197,7 @@ def test_digits_improve_and_more_samples_are_worth_more():
             return model.bound(test, samples=samples, generator=generator).mean().item()
 
     before = score(1)
-    config = FitConfig(max_steps=250, batch_size=128, learning_rate=3e-3, validation_fraction=0.0, patience=None)
+    config = FitConfig(max_steps=150, batch_size=128, learning_rate=5e-3, validation_fraction=0.0, patience=None)
     report = Fitter(config).fit(model, train, model.objective)
     assert before < -43
     assert score(1) > before + 12

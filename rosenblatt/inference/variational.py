@@ -119,7 +119,6 @@ def fit_variational(
     _check_numbers(steps=steps, samples=samples, particles=particles, learning_rate=learning_rate)
     if not 0 <= annealing <= 1:
         raise OptionError(f"annealing: {annealing} came, a share of the steps in [0, 1] was expected.")
-    supports = getattr(target, "supports", None) if supports is None else supports
     plain = _flow_of(target, flow, features, options, seed)
     units = _units(target, plain.features, dtype, supports=supports, location=location, scale=scale)
     q = (plain.after(Compose(units)) if units else plain).to(dtype)
@@ -130,8 +129,7 @@ def fit_variational(
     check_start(target, start)
     run = _Ascent(q, target, steps=steps, rate=learning_rate, cold_steps=round(annealing * steps))
     run.climb(samples, particles, path_derivative, generator)
-    elbo = _elbo(q, target, seeded_generator(seed, FINAL))
-    return VariationalPosterior(target, q, elbo, run.history, seed)
+    return VariationalPosterior(target, q, _elbo(q, target, seeded_generator(seed, FINAL)), run.history, seed)
 
 
 class _Ascent:
@@ -239,6 +237,7 @@ def _units(
     scale: Sequence[float] | None,
 ) -> list[Transform]:
     """Supports, then guesses of location and scale, to put in front of a flow."""
+    supports = getattr(target, "supports", None) if supports is None else supports
     if isinstance(location, str) and location != "mode":
         raise OptionError(f"location: '{location}' came, a number for each column or 'mode' was expected.")
     for name, given in (("supports", supports), ("location", location), ("scale", scale)):
