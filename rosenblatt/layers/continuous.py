@@ -56,8 +56,9 @@ class ContinuousFlow(Transform):
     or leaves the finite numbers: the steps are then too long for the field.
 
     `trace`: "exact"; "hutchinson" estimates the integral of the trace instead, by one random sign vector per row
-    and solve (Hutchinson 1989), one pass for any number of columns; "auto" estimates in training mode alone. The
-    signs follow a counter kept with the weights, not the global random state. `inverse` is exact in every mode.
+    and solve (Hutchinson 1989), one pass for any number of columns; "auto" estimates in training mode alone. An
+    estimate does not see what the steps do: it needs enough of them. The signs follow a counter kept with the
+    weights, not the global random state. `inverse` is exact in every mode.
     Raises `OptionError` for an unknown solver or trace or steps < 1.
     References: Chen, Rubanova, Bettencourt & Duvenaud, Neural Ordinary Differential Equations, NeurIPS 2018;
     Grathwohl, Chen, Bettencourt, Sutskever & Duvenaud, FFJORD, ICLR 2019.

@@ -402,9 +402,9 @@ MODELS: dict[str, ModelRow] = {
         ModelRow("made_mixture", _model("made_mixture", hidden=16)),
         ModelRow("gaussian", _model("gaussian")),
         ModelRow("gaussian_context", _model("gaussian", 2), context=2),
-        ModelRow("ffjord", _model("ffjord", hidden=8, layers=2, steps=2), traced=True),
+        ModelRow("ffjord", _model("ffjord", hidden=8, layers=2, steps=2, solver="midpoint"), traced=True),
         ModelRow("ffjord_context", _model("ffjord", 2, hidden=8, layers=1, steps=1, transforms=2), context=2),
-        ModelRow("flow_matching", _model("flow_matching", hidden=8, layers=1, steps=3, solver="midpoint")),
+        ModelRow("flow_matching", _model("flow_matching", hidden=8, layers=1, steps=2)),
         ModelRow("elf", _model("elf", transforms=2, units=6, hidden=16), traced=True),
         ModelRow("torus", _model("torus", hidden=16, bins=5)),
         ModelRow(

@@ -329,9 +329,10 @@ class Session:
             try:
                 with self.runtime.autocast():
                     losses = self.objective(self.model, batch, generator).double()
-            except InverseError as error:  # the weights make no map that can be vouched for
+            except InverseError as error:
+                # The weights make no density that can be vouched for. Training may lead out of it, as it led in.
                 self._note("validation", str(error))
-                return math.nan
+                return -math.inf
             weight = torch.ones_like(losses) if batch.weight is None else batch.weight.double()
             total -= (weight * torch.where(weight > 0, losses, 0.0)).sum()
             mass += weight.sum()
