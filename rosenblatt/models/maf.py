@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rosenblatt.bases import StandardLogistic, StandardNormal
+from rosenblatt.bases import StandardLogistic, choose
 from rosenblatt.core.density import Flow
 from rosenblatt.core.errors import OptionError
 from rosenblatt.core.registry import Facts, register
@@ -51,11 +51,13 @@ def maf(
     dropout: float = 0.0,
     activation: str = "relu",
     components: int = 0,
+    base: str = "normal",
 ) -> Flow:
     """Build a MAF for `features` columns; with `residual=False`, `blocks` counts plain hidden layers as published.
 
     With `components` (published: 10) a MADE with mixtures of so many logistics closes the stack, its order turned
-    around once more. Raises `OptionError` for sizes that make no model.
+    around once more, and its base is logistic; else `base` is a name known to `rosenblatt.bases.choose`. Raises
+    `OptionError` for another, for both or for sizes that make no model.
 
     >>> import torch
     >>> maf(3, transforms=2, hidden=16).log_prob(torch.zeros(4, 3)).shape
@@ -65,6 +67,8 @@ def maf(
         raise OptionError(f"transforms: {transforms} came, an integer >= 1 was expected.")
     if components < 0:
         raise OptionError(f"components: {components} came, an integer >= 0 was expected (0: no mixture).")
+    if components and base != "normal":
+        raise OptionError(f"base: '{base}' came with components={components}, whose base is logistic; leave one out.")
     maps: list[Elementwise] = [Affine.one_of(transforms) for _ in range(transforms)]
     if components:
         maps.append(LogisticMixture(components))
@@ -78,8 +82,8 @@ def maf(
         dropout=dropout,
         activation=activation,
     )
-    base = StandardLogistic(features) if components else StandardNormal(features)
-    return Flow(Compose(layers), base, context=context)
+    noise = StandardLogistic(features) if components else choose(base, features, context)
+    return Flow(Compose(layers), noise, context=context)
 
 
 def paper_config(dataset: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rosenblatt.bases import StandardNormal
+from rosenblatt.bases import choose
 from rosenblatt.conditioners.coupling import Coupling
 from rosenblatt.core.density import Flow
 from rosenblatt.core.errors import OptionError
@@ -53,10 +53,12 @@ def realnvp(
     blocks: int = 2,
     residual: bool = True,
     dropout: float = 0.0,
+    base: str = "normal",
 ) -> Flow:
     """Build a RealNVP for `features` columns, or NICE with `additive`; even and odd columns condition in turn.
 
-    With `residual=False`, `blocks` counts plain hidden layers. Raises `OptionError` for sizes that make no model.
+    With `residual=False`, `blocks` counts plain hidden layers. `base` is a name known to `rosenblatt.bases.choose`
+    ("resampled": Stimper et al. 2022). Raises `OptionError` for another or for sizes that make no model.
 
     >>> import torch
     >>> realnvp(3, transforms=2, hidden=16).log_prob(torch.zeros(4, 3)).shape
@@ -80,7 +82,7 @@ def realnvp(
         steps.append(Conditional(elementwise, conditioner))
     if additive:
         steps.append(ActNorm(features))
-    return Flow(Compose(steps), StandardNormal(features), context=context)
+    return Flow(Compose(steps), choose(base, features, context), context=context)
 
 
 def paper_config(dataset: str) -> dict[str, Any]:
