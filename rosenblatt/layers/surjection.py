@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from rosenblatt.bases import SMALLEST_UNIFORM, StandardLogistic
+from rosenblatt.bases.simple import SMALLEST_UNIFORM, StandardLogistic
 from rosenblatt.conditioners.conv_coupling import ConvCoupling
 from rosenblatt.conditioners.coupling import Coupling
 from rosenblatt.core.density import Density, FactorisedDensity, Flow

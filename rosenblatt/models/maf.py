@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rosenblatt.bases import StandardLogistic, StandardNormal
+from rosenblatt.bases import StandardLogistic, choose
 from rosenblatt.core.density import Flow
 from rosenblatt.core.errors import OptionError
 from rosenblatt.core.registry import Facts, register
@@ -55,14 +55,16 @@ def maf(
     components: int = 0,
     batch_norm: bool = False,
     parts: int | None = None,
+    base: str = "normal",
 ) -> Flow:
     """Build a MAF for `features` columns; with `residual=False`, `blocks` counts plain hidden layers as published.
 
     With `components` (published: 10) a MADE with mixtures of so many logistics closes the stack, its order turned
-    around once more. With `batch_norm` (as published) batch normalisation follows every affine layer; wherever the
-    density is used, its statistics are those of all training rows. With `parts` the columns come in so many groups,
-    each mapped given the groups before it: 2 make a coupling, `features` (default) the autoregressive flow, and
-    a sample takes as many solves as there are parts. Raises `OptionError` for sizes that make no model.
+    around once more, and its base is logistic; else `base` is a name known to `rosenblatt.bases.choose`. With
+    `batch_norm` (as published) batch normalisation follows every affine layer; wherever the density is used, its
+    statistics are those of all training rows. With `parts` the columns come in so many groups, each mapped given the
+    groups before it: 2 make a coupling, `features` (default) the autoregressive flow, and a sample takes as many solves
+    as there are parts. Raises `OptionError` for another base, a base with components, or sizes that make no model.
 
     >>> import torch
     >>> maf(3, transforms=2, hidden=16).log_prob(torch.zeros(4, 3)).shape
@@ -72,6 +74,8 @@ def maf(
         raise OptionError(f"transforms: {transforms} came, an integer >= 1 was expected.")
     if components < 0:
         raise OptionError(f"components: {components} came, an integer >= 0 was expected (0: no mixture).")
+    if components and base != "normal":
+        raise OptionError(f"base: '{base}' came with components={components}, whose base is logistic; leave one out.")
     maps: list[Elementwise] = [Affine.one_of(transforms) for _ in range(transforms)]
     if components:
         maps.append(LogisticMixture(components))
@@ -91,8 +95,8 @@ def maf(
         steps.append(layer)
         if batch_norm and number < transforms:
             steps.append(BatchNorm(features))
-    base = StandardLogistic(features) if components else StandardNormal(features)
-    return Flow(Compose(steps), base, context=context)
+    noise = StandardLogistic(features) if components else choose(base, features, context)
+    return Flow(Compose(steps), noise, context=context)
 
 
 def paper_config(dataset: str) -> dict[str, Any]:

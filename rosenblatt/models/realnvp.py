@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rosenblatt.bases import StandardNormal
+from rosenblatt.bases import choose
 from rosenblatt.conditioners.conv_coupling import ConvCoupling
 from rosenblatt.conditioners.coupling import Coupling
 from rosenblatt.core.density import Flow
@@ -63,14 +63,16 @@ def realnvp(
     batch_norm: bool = False,
     image: Sequence[int] | None = None,
     levels: int = 1,
+    base: str = "normal",
 ) -> Flow:
     """Build a RealNVP for `features` columns, or NICE with `additive`; even and odd columns condition in turn.
 
-    With `residual=False`, `blocks` counts plain hidden layers. With `batch_norm` batch normalisation follows every
-    coupling; wherever the density is used, its statistics are those of all training rows. `image` is [channels, height,
-    width] of a row; then there are `levels` scales, with `transforms` couplings before a squeeze and as many after it,
-    and one more at the end, where nothing is squeezed. Raises `OptionError` for sizes that make no model, sides that
-    cannot be halved, or `batch_norm` with an image.
+    With `residual=False`, `blocks` counts plain hidden layers. `base` is a name known to `rosenblatt.bases.choose`
+    ("resampled": Stimper et al. 2022). With `batch_norm` batch normalisation follows every coupling; wherever the
+    density is used, its statistics are those of all training rows. `image` is [channels, height, width] of a row; then
+    there are `levels` scales, with `transforms` couplings before a squeeze and as many after it, and one more at the
+    end, where nothing is squeezed. Raises `OptionError` for another base, sizes that make no model, sides that cannot
+    be halved, or `batch_norm` with an image.
 
     >>> import torch
     >>> realnvp(3, transforms=2, hidden=16).log_prob(torch.zeros(4, 3)).shape
@@ -104,7 +106,7 @@ def realnvp(
                 steps.append(BatchNorm(features))
     if additive:
         steps.append(ActNorm(features))
-    return Flow(Compose(steps), StandardNormal(features), context=context)
+    return Flow(Compose(steps), choose(base, features, context), context=context)
 
 
 def _map(additive: bool, layers: int) -> Elementwise:

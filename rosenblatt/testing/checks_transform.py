@@ -80,8 +80,10 @@ def check_round_trip_of_noise(row: FlowRow) -> None:
     """R1: noise up to three times the base's maps to finite data and back."""
     flow = row.make(4).double()
     context = context_for(flow, ROWS)
-    z = flow.base.sample(ROWS, generator=torch.Generator().manual_seed(14))
-    wide = torch.where(torch.isfinite(flow.base.log_prob(3 * z)).unsqueeze(-1), 3 * z, z)
+    given = context if flow.base.context else None
+    generator = torch.Generator().manual_seed(14)
+    z = flow.base.sample(1 if flow.base.context else ROWS, given, generator=generator).detach().reshape(ROWS, 4)
+    wide = torch.where(torch.isfinite(flow.base.log_prob(3 * z, given)).unsqueeze(-1), 3 * z, z)
     with torch.no_grad():
         x = flow.transform.inverse(wide, context).value
         again = flow.transform(x, context).value

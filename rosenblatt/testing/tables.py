@@ -24,6 +24,7 @@ from rosenblatt.core.density import FactorisedDensity, Flow
 from rosenblatt.core.errors import OptionError
 from rosenblatt.core.registry import build
 from rosenblatt.core.transform import Compose
+from rosenblatt.core.types import Likelihood
 from rosenblatt.elementwise.additive import Additive
 from rosenblatt.elementwise.affine import Affine
 from rosenblatt.elementwise.base import Elementwise, UnitElementwise
@@ -109,7 +110,8 @@ class ModelRow:
     """One model: how to make it, with weights that are not those of the start, for a number of features.
 
     `lower`, `upper` are the ends of a compact support of every column, None for the whole space. Rows with `traced`
-    are compiled and exported, which takes seconds each.
+    are compiled and exported, which takes seconds each. `factorised` says whether the base has independent coordinates
+    with a CDF each, and so the model a Rosenblatt transform; `likelihood` is what its log-density claims to be.
     """
 
     name: str
@@ -119,6 +121,8 @@ class ModelRow:
     lower: float | None = None
     upper: float | None = None
     traced: bool = False
+    factorised: bool = True
+    likelihood: Likelihood = Likelihood.EXACT
 
 
 def seeded(make: Callable[[], M], seed: int = 0) -> M:
@@ -357,6 +361,19 @@ MODELS: dict[str, ModelRow] = {
         ModelRow("realnvp_additive", _model("realnvp", transforms=3, hidden=16, additive=True)),
         ModelRow("realnvp_image", _image_model("realnvp")),
         ModelRow("realnvp_context", _model("realnvp", 2, transforms=2, hidden=16), context=2),
+        ModelRow("realnvp_full", _model("realnvp", transforms=1, hidden=8, base="full"), factorised=False),
+        ModelRow(
+            "realnvp_resampled",
+            _model("realnvp", transforms=1, hidden=8, base="resampled"),
+            factorised=False,
+            likelihood=Likelihood.ESTIMATE,
+        ),
+        ModelRow(
+            "maf_conditional",
+            _model("maf", 2, transforms=1, hidden=8, base="conditional"),
+            context=2,
+            factorised=False,
+        ),
         ModelRow("glow", _model("glow", transforms=2, hidden=16)),
         ModelRow("glow_svd", _model("glow", transforms=2, hidden=16, linear="svd")),
         ModelRow("flowpp", _model("flowpp", transforms=2, components=3, hidden=16)),
@@ -374,6 +391,15 @@ MODELS: dict[str, ModelRow] = {
         ModelRow("gaussianization", _model("gaussianization", transforms=2, components=4)),
         ModelRow(
             "gaussianization_context", _model("gaussianization", 2, transforms=2, components=3, hidden=8), context=2
+        ),
+        ModelRow("rad", _model("rad", transforms=2, hidden=16), factorised=False),
+        ModelRow("rad_context", _model("rad", 2, transforms=1, hidden=8), context=2, factorised=False),
+        ModelRow("flow_mixture", _model("flow_mixture", components=3, transforms=2, hidden=8), factorised=False),
+        ModelRow(
+            "flow_mixture_context",
+            _model("flow_mixture", 2, components=2, transforms=1, hidden=8),
+            context=2,
+            factorised=False,
         ),
         ModelRow("rbig", _fitted("rbig", transforms=4, bins=8)),
         ModelRow("rbig_pca", _fitted("rbig", transforms=3, bins=6, rotation="pca")),

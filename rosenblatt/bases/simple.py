@@ -26,7 +26,7 @@ class _Independent(FactorisedDensity):
 
     def __init__(self, features: int) -> None:
         super().__init__()
-        _require_positive("features", features)
+        require_positive("features", features)
         self.features = features
         # Says on which device and in which dtype samples are wanted.
         self.register_buffer("origin", torch.zeros(()), persistent=False)
@@ -42,7 +42,7 @@ class _Independent(FactorisedDensity):
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Log-density in nats; -inf for a row with an infinity, NaN for a row with NaN."""
         self.check(x, context)
-        return _only_finite(self._log_density, x).sum(dim=-1)
+        return only_finite(self._log_density, x).sum(dim=-1)
 
     def sample_and_log_prob(
         self, n: int, context: Tensor | None = None, *, generator: torch.Generator | None = None
@@ -53,7 +53,7 @@ class _Independent(FactorisedDensity):
 
     def sample(self, n: int, context: Tensor | None = None, *, generator: torch.Generator | None = None) -> Tensor:
         """Draw `n` vectors."""
-        uniform, normal = _noise((n, self.features), self.origin.device, generator)
+        uniform, normal = noise((n, self.features), self.origin.device, generator)
         return self._draw(uniform, normal).to(self.origin)
 
 
@@ -120,7 +120,7 @@ class Box(_Independent):
         if len(given) != features:
             raise OptionError(f"bound: {len(given)} numbers came, one or {features} were expected.")
         for value in given:
-            _require_positive("bound", value)
+            require_positive("bound", value)
         self.bound = bound
 
     def cdf(self, x: Tensor) -> Tensor:
@@ -167,7 +167,7 @@ class StudentT(_Independent):
         if len(given) != features:
             raise OptionError(f"df: {len(given)} numbers came, one or {features} were expected.")
         for value in given:
-            _require_positive("df", value)
+            require_positive("df", value)
         self.register_buffer("start", torch.tensor(given))
         self.log_ratio = nn.Parameter(torch.zeros(features), requires_grad=trainable)
 
@@ -180,7 +180,7 @@ class StudentT(_Independent):
         """Student-t CDF of each coordinate, with full relative precision in the lower tail."""
         with torch.no_grad():
             value = _student_cdf(x.double(), self.df.double()).to(x.dtype)
-            slope = torch.exp(_only_finite(self._log_density, x))
+            slope = torch.exp(only_finite(self._log_density, x))
         if not x.requires_grad:
             return value
         finite = torch.where(torch.isfinite(x), x, 0.0)
@@ -229,8 +229,8 @@ class GaussianMixture(Density):
 
     def __init__(self, features: int, components: int = 10, *, covariance: str = "full") -> None:
         super().__init__()
-        _require_positive("features", features)
-        _require_positive("components", components)
+        require_positive("features", features)
+        require_positive("components", components)
         if covariance not in ("full", "diag"):
             raise OptionError(f"covariance: '{covariance}' came, 'full' or 'diag' was expected.")
         self.features = features
@@ -251,13 +251,7 @@ class GaussianMixture(Density):
             z = z + (self.lower.tril(-1) * offset.unsqueeze(-2)).sum(dim=-1)
         log_weight = torch.log_softmax(self.logits, dim=-1) + log_diagonal.sum(dim=-1)
         parts = log_weight - 0.5 * z.square().sum(dim=-1) - self.features * LOG_SQRT_2PI
-        # logsumexp of nothing but -inf has NaN gradients: shift by a constant that is always finite.
-        peak = parts.detach().amax(dim=-1, keepdim=True)
-        peak = torch.where(torch.isfinite(peak), peak, 0.0)
-        total = torch.exp(parts - peak).sum(dim=-1)
-        positive = total > 0
-        log_prob = torch.where(positive, torch.log(torch.where(positive, total, 1.0)) + peak.squeeze(-1), -torch.inf)
-        log_prob = torch.where(finite.all(dim=-1), log_prob, -torch.inf)
+        log_prob = torch.where(finite.all(dim=-1), log_sum(parts), -torch.inf)
         return torch.where(torch.isnan(x).any(dim=-1), torch.nan, log_prob)
 
     def sample_and_log_prob(
@@ -265,8 +259,8 @@ class GaussianMixture(Density):
     ) -> tuple[Tensor, Tensor]:
         """Draw `n` vectors and their log-densities; differentiable except in the weights."""
         device = self.logits.device
-        uniform, _ = _noise((n,), device, generator)
-        _, normal = _noise((n, self.features), device, generator)
+        uniform, _ = noise((n,), device, generator)
+        _, normal = noise((n, self.features), device, generator)
         edges = torch.softmax(self.logits.detach().double(), dim=-1).cumsum(dim=-1)[:-1]
         chosen = torch.searchsorted(edges, uniform(), right=True)
         factor = torch.diag_embed(torch.exp(soft_bound(self.log_diagonal, 7.0)))
@@ -278,19 +272,29 @@ class GaussianMixture(Density):
         return x, self.log_prob(x)
 
 
-def _require_positive(name: str, value: float) -> None:
+def log_sum(parts: Tensor) -> Tensor:
+    """`logsumexp` over the last axis; of nothing but -inf it is -inf with gradients 0, where those of torch are NaN."""
+    peak = parts.detach().amax(dim=-1, keepdim=True)
+    peak = torch.where(torch.isfinite(peak), peak, 0.0)
+    total = torch.exp(parts - peak).sum(dim=-1)
+    positive = total > 0
+    return torch.where(positive, torch.log(torch.where(positive, total, 1.0)) + peak.squeeze(-1), -torch.inf)
+
+
+def require_positive(name: str, value: float) -> None:
+    """Refuse numbers that are not positive and finite."""
     if not 0 < value < math.inf:
         raise OptionError(f"{name}: {value} came, a positive number was expected.")
 
 
-def _only_finite(log_density: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def only_finite(log_density: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Evaluate at finite coordinates only: -inf at infinities, NaN at NaN, no such gradient anywhere."""
     size = x.detach().abs()
     finite = size < torch.inf
     return torch.where(finite, log_density(torch.where(finite, x, 0.0)), -size)
 
 
-def _noise(
+def noise(
     shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None
 ) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
     """Float64 uniform and normal draws, made where the generator lives, delivered on `device`."""
