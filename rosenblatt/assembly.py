@@ -211,11 +211,14 @@ def assemble(
     name: str,
     table: Table,
     *,
+    context: int = 0,
     options: Mapping[str, Any] | None = None,
     supports: Mapping[str, Support] | None = None,
     seed: int | None = None,
 ) -> TableFlow:
     """Build model `name` for the columns of `table` (training rows), as a density in their units.
+
+    With `context` the density is conditional on so many numbers, which reach the model as they come.
 
     Raises `OptionError` for an unknown model or option or one without an exact log-density, `DataError` for a
     column that is constant or leaves its support.
@@ -230,7 +233,7 @@ def assemble(
     with torch.no_grad():
         mapped = Table(plain.map(table.values.double()).value, table.columns, table.weight)
         location, scale = mapped.location_scale()
-    return TableFlow(Units(bounds, scales, location, scale), _exact_model(name, features, options, seed))
+    return TableFlow(Units(bounds, scales, location, scale), _exact_model(name, features, options, seed, context))
 
 
 def config_of(
@@ -293,8 +296,10 @@ def restore(run: RunFolder) -> tuple[TableFlow, dict[str, Any]]:
     return flow.eval(), config
 
 
-def _exact_model(name: str, features: int, options: Mapping[str, Any] | None, seed: int | None) -> Flow:
-    model = build(name, features, options=dict(options or {}), seed=seed)
+def _exact_model(
+    name: str, features: int, options: Mapping[str, Any] | None, seed: int | None, context: int = 0
+) -> Flow:
+    model = build(name, features, context, options=dict(options or {}), seed=seed)
     if not isinstance(model, Flow) or model.likelihood is not Likelihood.EXACT:
         raise OptionError(
             f"model: '{name}' has no exact log-density ({model.likelihood.value}); choose an exact model."
