@@ -177,7 +177,9 @@ def vector_prior(prior: Distribution) -> Distribution:
 
 
 def prior_support(prior: Distribution) -> list[Support]:
-    """Support of each coordinate of a prior, the whole line where the distribution declares no bounds.
+    """Support of each coordinate of a prior, as the distribution declares it.
+
+    Raises `OptionError` for a support that is no interval per coordinate (a simplex, whole numbers).
 
     >>> prior_support(torch.distributions.Uniform(torch.tensor([0.0, -1.0]), torch.tensor([1.0, 2.0])))
     [Support(lower=0.0, upper=1.0), Support(lower=-1.0, upper=2.0)]
@@ -186,6 +188,12 @@ def prior_support(prior: Distribution) -> list[Support]:
     constraint: Any = prior.support
     while isinstance(constraint, constraints.independent):
         constraint = constraint.base_constraint
+    bounded = hasattr(constraint, "lower_bound") or hasattr(constraint, "upper_bound")
+    if constraint.is_discrete or not (bounded or constraint is constraints.real):
+        raise OptionError(
+            f"prior: its support ({type(constraint).__name__.lstrip('_')}) is no interval per parameter; transform the "
+            "parameters, or declare support= and leave prior out."
+        )
     features = prior.event_shape[0]
     lower = torch.as_tensor(getattr(constraint, "lower_bound", -math.inf)).expand(features).tolist()
     upper = torch.as_tensor(getattr(constraint, "upper_bound", math.inf)).expand(features).tolist()
