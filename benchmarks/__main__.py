@@ -17,6 +17,7 @@ BENCHMARKS = {
     "heads": "cost and likelihood of the cheaper heads of NITS, on image patches",
     "score_stream": "score 10 million rows: rows per second, memory, cores",
     "roundtrip": "round trips of trained flows where the data ends",
+    "lfi": "posteriors from simulations: five published tasks against their reference samples",
     "sampling": "cost of a NITS sample against a NITS density, at the published sizes",
 }
 

@@ -173,22 +173,24 @@ def assemble(
     name: str,
     table: Table,
     *,
+    context: int = 0,
     options: Mapping[str, Any] | None = None,
     supports: Mapping[str, Support] | None = None,
     seed: int | None = None,
 ) -> TableFlow:
     """Build model `name` for the columns of `table` (training rows), as a density in their units.
 
-    Columns of a model with supports of its own (`Flow.supports`) are carried onto these from the declared supports, by
-    default these themselves, and not standardised. Raises `OptionError` for an unknown model or option or one without
-    an exact log-density, `DataError` for a column that is constant or leaves its support.
+    With `context` the density is conditional on so many numbers, which reach the model as they come. Columns of a model
+    with supports of its own (`Flow.supports`) are carried onto these from the declared supports, by default these
+    themselves, and not standardised. Raises `OptionError` for an unknown model or option or one without an exact
+    log-density, `DataError` for a column that is constant or leaves its support.
 
     >>> table = Table.from_any({"height": [1.6, 1.7, 1.9], "mass": [60.0, 75.0, 92.0]})
     >>> assemble("nits", table, options={"hidden": 8}, seed=0).log_prob(table.values).shape
     torch.Size([3])
     """
     features = table.features
-    model = _exact_model(name, features, options, seed)
+    model = _exact_model(name, features, options, seed, context)
     bounds, scales = _bounds(table, supports or {}, model.supports)
     plain = Units(bounds, scales, torch.zeros(features), torch.ones(features), model.supports)
     if model.supports is not None:
@@ -259,8 +261,10 @@ def restore(run: RunFolder) -> tuple[TableFlow, dict[str, Any]]:
     return flow.eval(), config
 
 
-def _exact_model(name: str, features: int, options: Mapping[str, Any] | None, seed: int | None) -> Flow:
-    model = build(name, features, options=dict(options or {}), seed=seed)
+def _exact_model(
+    name: str, features: int, options: Mapping[str, Any] | None, seed: int | None, context: int = 0
+) -> Flow:
+    model = build(name, features, context, options=dict(options or {}), seed=seed)
     claim = model.eval().likelihood  # in use; in training it may be less
     if not isinstance(model, Flow) or claim is not Likelihood.EXACT:
         raise OptionError(f"model: '{name}' has no exact log-density ({claim.value}); choose an exact model.")
