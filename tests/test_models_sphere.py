@@ -180,6 +180,19 @@ def test_samples_are_unit_vectors_with_their_density():
     assert torch.allclose(mixed.double(), made(2).log_prob(on_sphere(50, 2)), atol=1e-3)
 
 
+def test_sampling_does_not_read_memory_that_nothing_has_written():
+    flow = made(4).flow
+    z = flow.base.sample(50, generator=torch.Generator().manual_seed(2)).double()
+    expected = flow.transform.inverse(z).value.detach()
+    torch.use_deterministic_algorithms(True)  # fills new memory with NaN
+    try:
+        with torch.no_grad():
+            found = flow.transform.inverse(z).value
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert (found - expected).abs().max() <= 1e-9
+
+
 def test_rows_that_are_no_unit_vectors_are_refused():
     density = made(2)
     rows = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]], dtype=torch.float64)

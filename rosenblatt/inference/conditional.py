@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rosenblatt.assembly import TableFlow, Units, assemble
+from rosenblatt.assembly import TableFlow, assemble
 from rosenblatt.core.density import Density
 from rosenblatt.core.errors import DataError, OptionError
 from rosenblatt.core.types import Batch, Likelihood, Support
 from rosenblatt.data import Table
+from rosenblatt.layers.units import Units
 from rosenblatt.preparation import DataWarning
 from rosenblatt.train import FitConfig, FitReport, Fitter, LocalRuntime
 
