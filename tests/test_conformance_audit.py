@@ -35,10 +35,10 @@ from rosenblatt.testing.checks_conditioner import check_causality
 from rosenblatt.testing.checks_density import check_sampler_against_density
 from rosenblatt.testing.checks_elementwise import check_log_det_by_differences, check_mass, check_oracle
 from rosenblatt.testing.checks_transform import check_log_det, check_round_trip, check_row_independence
+from rosenblatt.testing.model_table import MODELS
 from rosenblatt.testing.tables import (
     CONDITIONERS,
     ELEMENTWISE,
-    MODELS,
     ConditionerRow,
     ElementwiseRow,
     ModelRow,

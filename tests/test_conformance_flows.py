@@ -5,7 +5,8 @@ import pytest
 from rosenblatt.core.registry import names
 from rosenblatt.testing.checks_density import MODEL_CHECKS, TRACING_CHECKS
 from rosenblatt.testing.checks_transform import FLOW_CHECKS
-from rosenblatt.testing.tables import MODELS, PAIRS
+from rosenblatt.testing.model_table import MODELS
+from rosenblatt.testing.tables import PAIRS
 
 TRACED = {name: row for name, row in MODELS.items() if row.traced}
 

@@ -10,7 +10,8 @@ from benchmarks.checks.common import Check
 from rosenblatt.core.density import Flow
 from rosenblatt.core.errors import InverseError
 from rosenblatt.layers.support import SupportMap
-from rosenblatt.testing.tables import MODELS, rows_like_data
+from rosenblatt.testing.model_table import MODELS
+from rosenblatt.testing.tables import rows_like_data
 
 METHOD = "inverses"
 ROWS, TOLERANCE = 500, 1e-3

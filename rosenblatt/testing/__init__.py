@@ -8,10 +8,10 @@ from rosenblatt.testing.checks import (
     check_pair,
     check_transform,
 )
+from rosenblatt.testing.model_table import MODELS
 from rosenblatt.testing.tables import (
     CONDITIONERS,
     ELEMENTWISE,
-    MODELS,
     PAIRS,
     ConditionerRow,
     ElementwiseRow,

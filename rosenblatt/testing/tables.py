@@ -10,7 +10,6 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-import rosenblatt.models  # noqa: F401 - enters every model in the registry
 from rosenblatt.bases import Box, StandardLogistic, StandardNormal
 from rosenblatt.conditioners.base import Conditioner
 from rosenblatt.conditioners.conv_coupling import ConvCoupling
@@ -21,9 +20,6 @@ from rosenblatt.conditioners.linear import LinearMasked
 from rosenblatt.conditioners.masked import Masked
 from rosenblatt.conditioners.recurrent import Recurrent
 from rosenblatt.core.density import FactorisedDensity, Flow
-from rosenblatt.core.errors import OptionError
-from rosenblatt.core.registry import build
-from rosenblatt.core.transform import Compose
 from rosenblatt.core.types import Likelihood
 from rosenblatt.elementwise.additive import Additive
 from rosenblatt.elementwise.affine import Affine
@@ -43,8 +39,6 @@ from rosenblatt.elementwise.stacked import Stacked
 from rosenblatt.elementwise.tails import ParetoTails, TailTransform
 from rosenblatt.elementwise.tanh_bump import TanhBump
 from rosenblatt.layers.conditional import Conditional
-from rosenblatt.layers.scaling import Standardise
-from rosenblatt.layers.support import SupportMap
 from rosenblatt.testing import oracles, oracles_circle, oracles_integrals, oracles_splines, oracles_tails
 from rosenblatt.testing.oracles import Oracle
 
@@ -149,47 +143,7 @@ def rows_like_data(count: int, features: int, seed: int = 2) -> torch.Tensor:
     return z + 0.5 * z.roll(1, dims=-1) if features > 1 else z
 
 
-def _model(name: str, context: int = 0, **options: object) -> Callable[[int], Flow]:
-    def make(features: int) -> Flow:
-        model = build(name, features, context, options=dict(options), seed=0)
-        if not isinstance(model, Flow):
-            raise OptionError(f"model: '{name}' is no flow; the model checks are for flows.")
-        given = rows_like_data(200, context, seed=5).float() if context else None
-        model.initialise(rows_like_data(200, features).float(), given)
-        return disturbed(model, 0.05)
-
-    return make
-
-
-def _fitted(name: str, **options: object) -> Callable[[int], Flow]:
-    """A model whose `initialise` is the fit, after bent rows: on Gaussian ones it would do nothing."""
-
-    def make(features: int) -> Flow:
-        model = build(name, features, options=dict(options), seed=0)
-        rows = rows_like_data(2000, features).float()
-        model.initialise(rows + 0.4 * rows.roll(1, dims=-1).square())
-        if not isinstance(model, Flow):
-            raise OptionError(f"model: '{name}' is no flow; the model checks are for flows.")
-        return disturbed(model, 0.05)
-
-    return make
-
-
-def _in_units(features: int) -> Flow:
-    """NITS in a user's units: a half-line, an interval, and a far offset."""
-    supports: list[list[float | None]] = [[0.0, None], [-1.0, 3.0], [None, None]]
-    used = [supports[column % 3] for column in range(features)]
-    scaling = Standardise([1.5] * features, [0.7] * features)
-    return _model("nits", hidden=16, widths=_WIDTHS)(features).after(Compose([SupportMap(used), scaling]))
-
-
-def _mtaf(features: int) -> Flow:
-    """Light and heavy columns in turn."""
-    df = [None, 5.0, None, 8.0][:features]
-    return _model("mtaf", df=df, transforms=2, hidden=16)(features)
-
-
-def _image(features: int) -> list[int]:
+def image_of(features: int) -> list[int]:
     """Shape of an image of so many numbers: a square, a line that can be halved, or a pixel of many channels."""
     side = math.isqrt(features)
     if side * side == features:
@@ -197,21 +151,8 @@ def _image(features: int) -> list[int]:
     return [features, 1, 1] if features % 2 else [1, 1, features]
 
 
-_TURNED = "checkerboard_turned"
-
-
-def _image_model(name: str, context: int = 0, **options: object) -> Callable[[int], Flow]:
-    """A model of images in two scales; a single number is a single scale."""
-    small = {"transforms": 1, "hidden": 8, "blocks": 1, **options}
-
-    def make(features: int) -> Flow:
-        return _model(name, context, image=_image(features), levels=min(features, 2), **small)(features)
-
-    return make
-
-
 _NITS_START = 0.035
-_WIDTHS = [8, 8, 1]
+_TURNED = "checkerboard_turned"
 _ROUNDED = 1e-12  # the identity up to the rounding of the functions it is made of
 
 ELEMENTWISE: dict[str, ElementwiseRow] = {
@@ -313,13 +254,13 @@ CONDITIONERS: dict[str, ConditionerRow] = {
         ConditionerRow("coupling_odd", lambda d, p: Coupling(d, p, hidden=16, mask="odd", dropout=0.2)),
         ConditionerRow("coupling_context", lambda d, p: Coupling(d, p, hidden=16, context=2), 2),
         ConditionerRow("conv_channels", lambda d, p: ConvCoupling((d, 1, 1), p, hidden=8, dropout=0.2)),
-        ConditionerRow("conv_checkerboard", lambda d, p: ConvCoupling(_image(d), p, mask="checkerboard", hidden=8)),
+        ConditionerRow("conv_checkerboard", lambda d, p: ConvCoupling(image_of(d), p, mask="checkerboard", hidden=8)),
         ConditionerRow(
             "conv_spatial",
             lambda d, p: ConvCoupling((d, 1, 1), p, hidden=8, context=2, spatial=True, residual=False),
             2,
         ),
-        ConditionerRow("conv_context", lambda d, p: ConvCoupling(_image(d), p, mask=_TURNED, hidden=8, context=2), 2),
+        ConditionerRow("conv_context", lambda d, p: ConvCoupling(image_of(d), p, mask=_TURNED, hidden=8, context=2), 2),
     )
 }
 
@@ -331,125 +272,5 @@ PAIRS: dict[str, PairRow] = {
     row.name: row
     for row in (
         PairRow(ELEMENTWISE[e], CONDITIONERS[c]) for e, c in (*((e, c) for e in ELEMENTWISE for c in _PAIRED), *_CELLS)
-    )
-}
-
-MODELS: dict[str, ModelRow] = {
-    row.name: row
-    for row in (
-        ModelRow("nits", _model("nits", hidden=16, widths=_WIDTHS), traced=True),
-        ModelRow("nits_stacked", _model("nits", hidden=16, transforms=2, widths=[6, 1])),
-        ModelRow(
-            "nits_interval",
-            _model("nits", hidden=16, interval=[-6.0, 6.0], widths=_WIDTHS),
-            lower=-6.0,
-            upper=6.0,
-        ),
-        ModelRow("nits_context", _model("nits", 2, hidden=16, widths=_WIDTHS), context=2),
-        ModelRow("nits_low_rank", _model("nits", hidden=16, widths=_WIDTHS, head="low_rank", rank=3)),
-        ModelRow("nits_shared", _model("nits", hidden=16, widths=_WIDTHS, head="shared")),
-        ModelRow("nits_in_units", _in_units, traced=True),
-        ModelRow("maf", _model("maf", transforms=3, hidden=16), traced=True),
-        ModelRow("maf_context", _model("maf", 2, transforms=2, hidden=16), context=2),
-        ModelRow("maf_mixture", _model("maf", transforms=2, hidden=16, components=4)),
-        ModelRow("maf_batch_norm", _model("maf", transforms=2, hidden=16, batch_norm=True)),
-        ModelRow("iaf", _model("iaf", transforms=2, hidden=16)),
-        ModelRow("iaf_linear", _model("iaf", 2, transforms=2, hidden=0), context=2),
-        ModelRow("iaf_independent", _model("iaf", 2, transforms=0, hidden=8), context=2),
-        ModelRow("iaf_context", _model("iaf", 2, transforms=2, hidden=16), context=2),
-        ModelRow("realnvp", _model("realnvp", transforms=3, hidden=16)),
-        ModelRow("realnvp_additive", _model("realnvp", transforms=3, hidden=16, additive=True)),
-        ModelRow("realnvp_image", _image_model("realnvp")),
-        ModelRow("realnvp_context", _model("realnvp", 2, transforms=2, hidden=16), context=2),
-        ModelRow("realnvp_full", _model("realnvp", transforms=1, hidden=8, base="full"), factorised=False),
-        ModelRow(
-            "realnvp_resampled",
-            _model("realnvp", transforms=1, hidden=8, base="resampled"),
-            factorised=False,
-            likelihood=Likelihood.ESTIMATE,
-        ),
-        ModelRow(
-            "maf_conditional",
-            _model("maf", 2, transforms=1, hidden=8, base="conditional"),
-            context=2,
-            factorised=False,
-        ),
-        ModelRow("glow", _model("glow", transforms=2, hidden=16)),
-        ModelRow("glow_svd", _model("glow", transforms=2, hidden=16, linear="svd")),
-        ModelRow("flowpp", _model("flowpp", transforms=2, components=3, hidden=16)),
-        ModelRow("glow_image", _image_model("glow", 2), context=2),
-        ModelRow("glow_emerging", _image_model("glow", convolution="emerging")),
-        ModelRow("glow_periodic", _image_model("glow", convolution="periodic")),
-        ModelRow("planar", _model("planar", transforms=4)),
-        ModelRow("planar_radial", _model("planar", transforms=3, radial=True)),
-        ModelRow("planar_context", _model("planar", 2, transforms=2, hidden=8), context=2),
-        ModelRow("sylvester", _model("sylvester", transforms=2)),
-        ModelRow("sylvester_context", _model("sylvester", 2, transforms=1, hidden=8), context=2),
-        ModelRow("comet", _fitted("comet", transforms=2, bins=4, hidden=16)),
-        ModelRow("comet_affine", _fitted("comet", transforms=2, coupling="affine", tail=0.1, hidden=16)),
-        ModelRow("comet_context", _model("comet", 2, tail=0.15, transforms=1, hidden=8), context=2),
-        ModelRow("gaussianization", _model("gaussianization", transforms=2, components=4)),
-        ModelRow(
-            "gaussianization_context", _model("gaussianization", 2, transforms=2, components=3, hidden=8), context=2
-        ),
-        ModelRow("rad", _model("rad", transforms=2, hidden=16), factorised=False),
-        ModelRow("rad_context", _model("rad", 2, transforms=1, hidden=8), context=2, factorised=False),
-        ModelRow("flow_mixture", _model("flow_mixture", components=3, transforms=2, hidden=8), factorised=False),
-        ModelRow(
-            "flow_mixture_context",
-            _model("flow_mixture", 2, components=2, transforms=1, hidden=8),
-            context=2,
-            factorised=False,
-        ),
-        ModelRow("rbig", _fitted("rbig", transforms=4, bins=8)),
-        ModelRow("rbig_pca", _fitted("rbig", transforms=3, bins=6, rotation="pca")),
-        ModelRow("residual_flow", _model("residual_flow", transforms=2, hidden=16)),
-        ModelRow("residual_flow_dense", _model("residual_flow", transforms=2, hidden=8, unit="tanh", dense=True)),
-        ModelRow("residual_flow_context", _model("residual_flow", 2, transforms=1, hidden=12), context=2),
-        ModelRow("nsf", _model("nsf", transforms=2, hidden=16), traced=True),
-        ModelRow("nsf_coupling", _model("nsf", transforms=3, hidden=16, coupling=True), traced=True),
-        ModelRow("nsf_context", _model("nsf", 2, transforms=2, hidden=16), context=2),
-        ModelRow("nsf_parts", _model("nsf", transforms=2, hidden=16, parts=2)),
-        ModelRow("nsf_linear", _model("nsf", transforms=2, hidden=16, spline="linear", coupling=True)),
-        ModelRow("nsf_quadratic", _model("nsf", transforms=2, hidden=16, spline="quadratic")),
-        ModelRow("nsf_cubic", _model("nsf", transforms=2, hidden=16, spline="cubic", linear="none")),
-        ModelRow("bernstein", _model("bernstein", transforms=2, hidden=16, degree=6), traced=True),
-        ModelRow("bernstein_coupling", _model("bernstein", transforms=2, hidden=16, degree=6, coupling=True)),
-        ModelRow("bernstein_context", _model("bernstein", 2, transforms=2, hidden=16, degree=6), context=2),
-        ModelRow("mtaf", _mtaf),
-        ModelRow("taf", _model("taf", transforms=2, hidden=16, df=10.0)),
-        ModelRow("gtaf", _model("gtaf", 2, transforms=2, hidden=16), context=2),
-        ModelRow("tan", _model("tan", transforms=2, state=6, components=3)),
-        ModelRow(
-            "tan_context",
-            _model("tan", 2, transforms=1, recurrence="shift", state=6, components=3, conditionals="masked", hidden=16),
-            context=2,
-        ),
-        ModelRow("made_mixture", _model("made_mixture", hidden=16)),
-        ModelRow("gaussian", _model("gaussian")),
-        ModelRow("gaussian_context", _model("gaussian", 2), context=2),
-        ModelRow("ffjord", _model("ffjord", hidden=8, layers=2, steps=2, solver="midpoint"), traced=True),
-        ModelRow("ffjord_context", _model("ffjord", 2, hidden=8, layers=1, steps=1, transforms=2), context=2),
-        ModelRow("flow_matching", _model("flow_matching", hidden=8, layers=1, steps=2)),
-        ModelRow("elf", _model("elf", transforms=2, units=6, hidden=16), traced=True),
-        ModelRow("torus", _model("torus", hidden=16, bins=5)),
-        ModelRow(
-            "torus_moebius",
-            _model("torus", 2, hidden=16, components=3, circle="moebius", coupling=True),
-            context=2,
-        ),
-        ModelRow("sphere", _model("sphere", hidden=16, bins=5, transforms=2)),
-        ModelRow(
-            "sphere_moebius",
-            _model("sphere", 2, hidden=16, bins=5, components=3, circle="moebius", transforms=1),
-            context=2,
-        ),
-        ModelRow("sos", _model("sos", transforms=2, squares=2, hidden=16)),
-        ModelRow("umnn", _model("umnn", transforms=1, units=4, cells=8, nodes=3, hidden=16)),
-        ModelRow("naf_context", _model("naf", 2, transforms=1, units=4, hidden=16), context=2),
-        ModelRow("bnaf", _model("bnaf", transforms=2, units=4)),
-        ModelRow("bnaf_gated", _model("bnaf", transforms=2, units=3, layers=1, gated=True)),
-        ModelRow("bnaf_context", _model("bnaf", 2, transforms=1, units=4), context=2),
-        ModelRow("naf_dense", _model("naf", transforms=1, units=4, dense=True, hidden=16)),
     )
 }
