@@ -49,7 +49,7 @@ def flow_matching(
     activation: str = "silu",
     coupling: str = "independent",
     sigma: float = 0.0,
-    steps: int = 24,
+    steps: int = 12,
     solver: str = "rk4",
     tolerance: float | None = None,
 ) -> Flow:
