@@ -14,6 +14,7 @@ BENCHMARKS = {
     "heads": "cost and likelihood of the cheaper heads of NITS, on image patches",
     "score_stream": "score 10 million rows: rows per second, memory, cores",
     "roundtrip": "round trips of trained flows where the data ends",
+    "manifolds": "likelihoods of protein angles and places on Earth by flows on the torus and the sphere",
     "sampling": "cost of a NITS sample against a NITS density, at the published sizes",
 }
 

@@ -53,7 +53,7 @@ class Conditional(Transform):
         given = None if context is None else context.expand(*y.shape[:-1], -1).reshape(-1, context.shape[-1])
         # Columns in level order, each contiguous: what a level solves is written where the next one reads it.
         columns = flat.t() if self.conditioner.in_order else flat.t().index_select(0, self.conditioner.order)
-        # Zeros, for a walk may run its whole network: what happens to be in memory could be NaN, and stay so when masked.
+        # Zeros, for a walk may run its whole network: what happens to be in memory may be NaN, which no mask stops.
         solved = torch.zeros_like(columns, memory_format=torch.contiguous_format)
         log_det = y.new_zeros(len(flat))
         walk = self.conditioner.column_walk(given, len(flat))
