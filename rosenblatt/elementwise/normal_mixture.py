@@ -10,8 +10,9 @@ from torch.special import ndtri
 
 from rosenblatt.core.errors import OptionError
 from rosenblatt.core.logspace import soft_bound
+from rosenblatt.core.roots import attach_gradient, find_root
 from rosenblatt.core.types import Mapped, ParamSpec
-from rosenblatt.elementwise.base import Elementwise
+from rosenblatt.elementwise.base import ROOT_TOLERANCE, Elementwise
 from rosenblatt.elementwise.tails import log_hazard, log_normal_tail, normal_size
 
 LOG_SLOPE_BOUND = 7.0
@@ -25,8 +26,8 @@ class NormalMixture(Elementwise):
 
     Behind it the density of a column is the mixture (Chen & Gopinath 2000), and far out z is straight, with the slope
     of the widest component. `log_det = log F' - log phi(z)`; both are taken as hazards of the nearer tail, so that
-    nothing cancels. `log a_k` is smoothly bounded to [-7, 7]; theta = 0 is the identity. The inverse is a root search.
-    Raises `OptionError` unless components >= 1.
+    nothing cancels. `log a_k` is smoothly bounded to [-7, 7]; theta = 0 is the identity. The inverse is a root
+    search. Raises `OptionError` unless components >= 1.
 
     >>> mixture = NormalMixture(components=3)
     >>> mixture(torch.tensor([-2.0, 30.0]), torch.zeros(2, mixture.spec.size)).value
@@ -55,19 +56,60 @@ class NormalMixture(Elementwise):
 
     def forward(self, x: Tensor, theta: Tensor) -> Mapped:
         """Phi^-1(F) and its log-derivative, in float64 inside."""
-        parts = self.spec.split(theta.double())
-        log_weight = torch.log_softmax(parts["logits"], dim=-1)
-        log_slope = soft_bound(parts["log_scales"], LOG_SLOPE_BOUND)
-        point = x.double().clamp(-LARGEST_INPUT, LARGEST_INPUT).unsqueeze(-1)
-        u = torch.exp(log_slope) * (point - parts["locations"])
-        below = torch.logsumexp(log_weight + log_normal_tail(-u), dim=-1)
-        above = torch.logsumexp(log_weight + log_normal_tail(u), dim=-1)
+        log_weight, log_slope, location = self._decode(theta.double())
+        u = torch.exp(log_slope) * (_bounded(x.double()).unsqueeze(-1) - location)
+        below, above = (torch.logsumexp(log_weight + side, dim=-1) for side in _log_sides(u))
         upper = above < below
         # How deep in the nearer tail: F or 1 - F, whichever is below 1/2, is exp(-m) / 2.
         m = -LOG_2 - torch.where(upper, above, below)
         size = normal_size(m + (-m).clamp(min=0.0).detach())  # rounding may leave m below 0, whose slope stays 1
         depth = torch.where(upper.unsqueeze(-1), u, -u)
-        log_share = torch.log_softmax(log_weight + log_normal_tail(depth), dim=-1)
+        log_share = torch.log_softmax(log_weight + _log_sides(depth)[1], dim=-1)
         mixed = torch.logsumexp(log_share + log_slope + log_hazard(depth), dim=-1)
         value = torch.where(upper, size, -size)
         return Mapped(value.to(x.dtype), (mixed - log_hazard(size)).to(x.dtype))
+
+    def inverse(self, y: Tensor, theta: Tensor) -> Mapped:
+        """Solve `logit F(x) = logit Phi(y)`, which needs no Phi^-1 at each step of the search."""
+        with torch.no_grad():
+            shape = torch.broadcast_shapes(y.shape, theta.shape[:-1])
+            flat_y = y.detach().expand(shape).reshape(-1).double()
+            flat_theta = theta.detach().expand(*shape, theta.shape[-1]).reshape(-1, theta.shape[-1]).double()
+            below, above = _log_sides(flat_y)
+            target = torch.where(torch.isfinite(flat_theta).all(dim=-1), below - above, torch.nan)
+            bound = _BoundLogit(*self._decode(flat_theta))
+            root = find_root(bound, target, self.domain, tolerance=ROOT_TOLERANCE[y.dtype]).to(y.dtype).reshape(shape)
+        x = attach_gradient(root, y, theta, self.forward)
+        return Mapped(x, -self.forward(x, theta).log_det)
+
+    def _decode(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        parts = self.spec.split(theta)
+        log_weight = torch.log_softmax(parts["logits"], dim=-1)
+        return log_weight, soft_bound(parts["log_scales"], LOG_SLOPE_BOUND), parts["locations"]
+
+
+class _BoundLogit:
+    """logit F at fixed parameters per row, for the root search."""
+
+    def __init__(self, log_weight: Tensor, log_slope: Tensor, location: Tensor) -> None:
+        self.log_weight, self.log_slope, self.location = log_weight, log_slope, location
+
+    def __call__(self, x: Tensor) -> Tensor:
+        u = torch.exp(self.log_slope) * (_bounded(x).unsqueeze(-1) - self.location)
+        below, above = (torch.logsumexp(self.log_weight + side, dim=-1) for side in _log_sides(u))
+        return below - above
+
+    def select(self, rows: Tensor) -> _BoundLogit:
+        return _BoundLogit(self.log_weight[rows], self.log_slope[rows], self.location[rows])
+
+
+def _log_sides(u: Tensor) -> tuple[Tensor, Tensor]:
+    """log Phi(u) and log Phi(-u): the smaller one directly, the larger one from it."""
+    upper = u > 0
+    small = log_normal_tail(torch.where(upper, u, -u))
+    large = torch.log1p(-torch.exp(small))
+    return torch.where(upper, large, small), torch.where(upper, small, large)
+
+
+def _bounded(x: Tensor) -> Tensor:
+    return x.clamp(-LARGEST_INPUT, LARGEST_INPUT)

@@ -112,14 +112,12 @@ def _log_hazard(z: Tensor, m: Tensor) -> Tensor:
 
 
 def log_normal_tail(z: Tensor) -> Tensor:
-    """`log Phi(-z)` of the normal, with derivatives that are right at any distance."""
-    far, right = z > FAR, z > 0
-    distance = torch.where(far, z, FAR)
-    middle, left = torch.where(right & ~far, z, 1.0), torch.where(right, 0.0, z)
-    before = torch.log1p(-0.5 * torch.erfc(-left * math.sqrt(0.5)))
+    """`log Phi(-z)` of the normal for z >= 0, with derivatives that are right at any distance."""
+    far = z > FAR
+    distance, middle = torch.where(far, z, FAR), torch.where(far, 1.0, z)
     near = -0.5 * middle.square() + torch.log(0.5 * torch.special.erfcx(middle * math.sqrt(0.5)))
     beyond = -0.5 * distance.square() - torch.log(distance) - LOG_SQRT_2PI + torch.log1p(_mills_series(distance))
-    return torch.where(far, beyond, torch.where(right, near, before))
+    return torch.where(far, beyond, near)
 
 
 def log_hazard(z: Tensor) -> Tensor:
