@@ -109,6 +109,32 @@ def test_wrong_arguments_are_named(x, context, words):
         Flow(Identity(), StandardNormal(2)).log_prob(x, context)
 
 
+@pytest.mark.parametrize(
+    ("model", "option", "words"),
+    [
+        ("bnaf", {"units": 2.5}, "units: 2.5 came, an integer was expected"),
+        ("bnaf", {"units": True}, "units: True came"),
+        ("bnaf", {"gated": "false"}, "gated: 'false' came, true or false"),  # any text would have been true
+        ("ffjord", {"solver": ["rk4"]}, "solver: .* a text"),
+        ("ffjord", {"kinetic": "0.01"}, "kinetic: .* a number"),
+        ("residual_flow", {"terms": 2.5}, "terms: 2.5 came"),
+        ("residual_flow", {"lipschitz": float("nan")}, "lipschitz: nan came"),
+        ("glow", {"image": [1.0, 1, 2]}, "image: .* a list, each an integer, or none"),
+        ("glow", {"image": "112"}, "image: '112' came"),
+        ("gtaf", {"df": [3.0, "x"]}, "df: "),
+    ],
+)
+def test_an_option_of_another_kind_is_refused_by_name(model, option, words):
+    with pytest.raises(OptionError, match=words):
+        build(model, 2, options=option)
+
+
+def test_options_of_the_right_kind_pass():
+    assert build("bnaf", 2, options={"units": 2, "gated": True}).features == 2
+    assert build("ffjord", 2, options={"kinetic": 1, "tolerance": None, "hidden": 4}).features == 2
+    assert build("glow", 2, options={"image": (1, 1, 2), "transforms": 1, "hidden": 4}).features == 2
+
+
 def test_registry_is_closed_and_seeded():
     assert {"gaussian", "made_mixture", "maf", "nits", "nsf"} <= set(names())
     with pytest.raises(OptionError, match="choose one of"):

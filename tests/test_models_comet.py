@@ -114,6 +114,12 @@ def test_what_cannot_be_fitted_is_refused():
     x = torch.stack([even(1000), (even(1000) > 0.4).double()], dim=1)
     with pytest.raises(DataError, match=r"columns \[1\]"):
         ParetoMarginals(2).initialise(x)
+    cut = torch.stack([even(1000), even(1000).clamp(max=0.94)], dim=1)  # as prices above a limit are
+    for rows in (cut, -cut):
+        marginals = ParetoMarginals(2)
+        with pytest.raises(DataError, match=r"columns \[1\] have one value in a whole tail"):
+            marginals.initialise(rows)
+        assert torch.isfinite(marginals(rows).value).all()
     with pytest.raises(DataError, match="add rows"):
         ParetoMarginals(2).initialise(x[:100])
 

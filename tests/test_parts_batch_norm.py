@@ -13,6 +13,8 @@ from rosenblatt.core.errors import DataError, OptionError
 from rosenblatt.core.types import Batch, Likelihood, Support
 from rosenblatt.data import Table
 from rosenblatt.layers.batch_norm import EPSILON, BatchNorm
+from rosenblatt.layers.sphere import OnSphere, to_chart
+from rosenblatt.layers.surjection import Dequantised, row_noise
 from rosenblatt.models.maf import maf
 from rosenblatt.models.realnvp import realnvp
 from rosenblatt.train import FitConfig, Fitter
@@ -156,6 +158,17 @@ def test_rows_outside_their_support_do_not_count_behind_units():
     for (_, layer), mean in zip(norms(flow.model), spoiled, strict=True):
         assert torch.equal(layer.mean, mean)
         assert layer.mean.abs().max() > 0
+
+
+def test_densities_around_a_flow_hand_the_rows_on():
+    counts = torch.arange(40.0).reshape(20, 2) % 7
+    model = Dequantised(stirred(small()), 7).eval()
+    model.refresh([Batch(counts[:15]), Batch(counts[15:])])
+    assert_whole_set_statistics(model.density, 2 / 7 * (counts + row_noise(counts)[0].float()) - 1)
+    directions = torch.nn.functional.normalize(data(30, 3).float(), dim=-1)
+    sphere = OnSphere(stirred(small())).eval()
+    sphere.refresh([Batch(directions)])
+    assert_whole_set_statistics(sphere.flow, to_chart(directions))
 
 
 @pytest.mark.parametrize("ema_decay", [None, 0.9])

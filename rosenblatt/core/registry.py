@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -51,6 +53,7 @@ class Entry:
 
 
 _MODELS: dict[str, Entry] = {}
+KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a text", type(None): "none"}
 
 
 def register(name: str, *, summary: str, citation: str, facts: Facts) -> Callable[[Builder], Builder]:
@@ -88,7 +91,8 @@ def build(
     """Build a model by name.
 
     With `seed` the starting weights are reproducible and the global random state is left as it was.
-    Raises `OptionError` for an unknown name, an unknown option, or an option that JSON cannot hold.
+    Raises `OptionError` for an unknown name, an unknown option, one that JSON cannot hold, or one of another kind than
+    the builder says (a text for a number, a fraction or a boolean for an integer, NaN).
     """
     chosen = entry(name)
     options = dict(options or {})
@@ -100,6 +104,10 @@ def build(
         json.dumps(options)
     except TypeError as error:
         raise OptionError(f"options of '{name}': {error}; only numbers, text, lists and booleans.") from None
+    hints = get_type_hints(chosen.builder)
+    for key, value in options.items():
+        if not _fits(value, hints.get(key, Any)):
+            raise OptionError(f"{key}: {value!r} came, {_described(hints[key])} was expected by model '{name}'.")
     if features < 1 or context < 0:
         raise OptionError(f"features={features}, context={context}: features must be >= 1 and context >= 0.")
     if seed is None:
@@ -107,6 +115,30 @@ def build(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed every accelerator
         return chosen.builder(features, context=context, **options)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether an option is of the kind that the builder's signature names."""
+    inner = get_args(hint)
+    if get_origin(hint) in (Union, UnionType):
+        return any(_fits(value, one) for one in inner)
+    if get_origin(hint) in (list, Sequence):
+        return isinstance(value, list | tuple) and all(_fits(part, inner[0]) for part in value)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return hint is Any or isinstance(value, hint)
+
+
+def _described(hint: Any) -> str:
+    """The kind of an option in words."""
+    inner = get_args(hint)
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(_described(one) for one in inner)
+    if get_origin(hint) in (list, Sequence):
+        return f"a list, each {_described(inner[0])},"
+    return KINDS.get(hint, str(hint))
 
 
 def cite(name: str) -> str:

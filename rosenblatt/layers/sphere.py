@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from rosenblatt.core.density import Density, Flow
 from rosenblatt.core.errors import DataError
 from rosenblatt.core.roots import Increasing, find_root
 from rosenblatt.core.transform import Transform
-from rosenblatt.core.types import Likelihood, Mapped, Support
+from rosenblatt.core.types import Batch, Likelihood, Mapped, Support
 
 UNIT_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}  # of |x| - 1; rows are divided by |x|
 
@@ -162,6 +163,10 @@ class OnSphere(Density):
     def initialise(self, x: Tensor, context: Tensor | None = None, weight: Tensor | None = None) -> None:
         """Let the flow start from the rows."""
         self.flow.initialise(to_chart(x), context, weight)
+
+    def refresh(self, batches: Iterable[Batch]) -> None:
+        """Let the flow recompute its statistics from the rows."""
+        self.flow.refresh(batch._replace(x=to_chart(batch.x)) for batch in batches)
 
 
 def _longitude(x: Tensor, y: Tensor) -> Tensor:

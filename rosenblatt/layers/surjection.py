@@ -13,7 +13,7 @@ Ho et al., Flow++, ICML 2019 (learned noise); Burda, Grosse & Salakhutdinov, Imp
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from rosenblatt.conditioners.coupling import Coupling
 from rosenblatt.core.density import Density, FactorisedDensity, Flow
 from rosenblatt.core.errors import OptionError
 from rosenblatt.core.transform import Compose
-from rosenblatt.core.types import Likelihood
+from rosenblatt.core.types import Batch, Likelihood
 from rosenblatt.elementwise.affine import Affine
 from rosenblatt.layers.conditional import Conditional
 from rosenblatt.layers.shape import image_shape
@@ -72,7 +72,11 @@ class Dequantised(Density):
 
     def initialise(self, x: Tensor, context: Tensor | None = None, weight: Tensor | None = None) -> None:
         """Let the density start from the rows `x`, spread evenly over their cubes."""
-        self.density.initialise(self._scaled(x + row_noise(x)[0].to(x.dtype)), context, weight)
+        self.density.initialise(self._spread_evenly(x), context, weight)
+
+    def refresh(self, batches: Iterable[Batch]) -> None:
+        """Let the density recompute its statistics from the rows, spread likewise."""
+        self.density.refresh(batch._replace(x=self._spread_evenly(batch.x)) for batch in batches)
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Lower bound of the log-probability of whole numbers `x`, in nats; NaN for a row with NaN."""
@@ -133,6 +137,10 @@ class Dequantised(Density):
         device = counts.device if generator is None else generator.device
         drawn = torch.rand(samples, *counts.shape, generator=generator, dtype=torch.float64, device=device)
         return drawn.clamp(min=SMALLEST_UNIFORM).to(counts.device)
+
+    def _spread_evenly(self, x: Tensor) -> Tensor:
+        """Points of the density for rows `x`, by noise that depends on their numbers alone."""
+        return self._scaled(x + row_noise(x)[0].to(x.dtype))
 
     def _scaled(self, points: Tensor) -> Tensor:
         return points * (2 / self.levels) - 1

@@ -73,13 +73,24 @@ class ParetoMarginals(Transform):
         share = rows.new_ones(len(rows)) if weight is None else weight.double()
         share = share / share.sum()
         if self.tail / float(share.square().sum()) < FEWEST:
-            raise DataError(f"x: {len(x)} rows came, too few for {FEWEST} in a tail of share {self.tail}; add rows.")
+            raise DataError(
+                f"x: {len(x)} rows came, too few for {FEWEST} in a tail of share {self.tail}; add rows or raise 'tail'."
+            )
         y = torch.linspace(-self.end, self.end, self.body.bins + 1, dtype=rows.dtype, device=rows.device)
         knots = weighted_quantiles(rows, share, torch.sigmoid(y))
         bad = (~(knots.diff().amin(dim=-1) > 0)).nonzero().squeeze(-1).tolist()
         if bad:
             raise DataError(f"x: columns {bad} have equal quantiles (many equal values); dequantise or drop them.")
-        for side, beyond in enumerate((knots[:, 0] - rows, rows - knots[:, -1])):
+        tails = (knots[:, 0] - rows, rows - knots[:, -1])
+        # Where the smallest or the largest value is held by a whole tail, nothing lies beyond its quantile.
+        empty = torch.stack([share @ (beyond > 0).to(share) == 0 for beyond in tails]).any(dim=0)
+        bad = empty.nonzero().squeeze(-1).tolist()
+        if bad:
+            raise DataError(
+                f"x: columns {bad} have one value in a whole tail of share {self.tail}, as a column cut off at a limit "
+                "does; raise 'tail' or drop them."
+            )
+        for side, beyond in enumerate(tails):
             xi, sigma = pareto_fit(beyond, share)
             self.xi[side], self.sigma[side] = xi, sigma
         y = y.expand_as(knots)
