@@ -2,6 +2,7 @@
 
 from rosenblatt.models import (
     bernstein,
+    cp_flow,
     elf,
     gaussian,
     glow,
@@ -22,6 +23,7 @@ from rosenblatt.models import (
 
 __all__ = [
     "bernstein",
+    "cp_flow",
     "elf",
     "gaussian",
     "glow",
