@@ -28,6 +28,12 @@ class Cubic:
         slope = self.scale * (1 + 3 * (x - self.shift) ** 2)
         return self.value(x), self.matrix.mT * slope.unsqueeze(-2)
 
+    def attempt(self, number, newton, residual):
+        return newton / 2**number
+
+    def progress(self, x, y, residual, step, left):
+        return left.norm(dim=-1) < residual.norm(dim=-1)
+
     def select(self, rows):
         return Cubic(self.scale, self.matrix, self.shift if self.shift.ndim == 1 else self.shift[rows])
 

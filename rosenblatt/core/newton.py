@@ -1,8 +1,9 @@
-"""Inverses of smooth maps of whole vectors: Newton's method with steps shortened until the residual falls.
+"""Inverses of smooth maps of whole vectors: Newton's method with steps that are shortened until they are progress.
 
-Along the Newton step the residual falls at first wherever the Jacobian is regular. So the search ends from any start
-for maps whose Jacobian is regular everywhere and that send far points far away: the identity plus a contraction, the
-gradient of a strongly convex function. It runs in float64 and stops on the residual; what does not converge raises
+What is progress is the map's affair, for it decides from where the search arrives: for the identity plus a contraction
+it is a smaller residual, and the residual itself is a step that brings it; for the gradient of a convex function it is
+a smaller value of that function. Both arrive from any start in the end, but a map made of sharp edges can take more
+steps than there are. The search runs in float64 and stops on the residual; what does not converge raises
 `InverseError`.
 """
 
@@ -15,28 +16,30 @@ from torch import Tensor
 
 from rosenblatt.core.errors import InverseError
 
-MAX_STEPS = 200
+MAX_STEPS = 300
 TOLERANCE = 1e-12  # residual at which a row is done, relative to 1 + its largest number
-MAX_HALVINGS = 50
-LEAST_DECREASE = 1e-4  # part of the predicted decrease of the residual that a step must bring (Armijo 1966)
+MAX_ATTEMPTS = 60
 NUMBERS = 1 << 23  # in the largest tensor of a Jacobian: bounds the memory of a large batch, not its values
 
 
 class Smooth(Protocol):
-    """A differentiable map of rows (rows, features) whose rows can be selected.
-
-    `size` is how many numbers the Jacobian of a row takes while it is computed.
-    """
+    """A differentiable map of rows (rows, features) whose rows can be selected, and how a search for its roots goes."""
 
     @property
     def size(self) -> int:
-        """Numbers per row."""
+        """How many numbers the Jacobian of a row takes while it is computed."""
 
     def value(self, x: Tensor) -> Tensor:
         """Evaluate at `x` (rows, features)."""
 
     def derive(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Evaluate at `x`, and the Jacobian (rows, features, features) there."""
+
+    def attempt(self, number: int, newton: Tensor, residual: Tensor) -> Tensor:
+        """The step to try after `number` others were no progress, given Newton's and the residual (rows, features)."""
+
+    def progress(self, x: Tensor, y: Tensor, residual: Tensor, step: Tensor, left: Tensor) -> Tensor:
+        """Whether (rows,) a step from `x` towards `y` is progress, that leaves the residual `left` of `residual`."""
 
     def select(self, rows: Tensor) -> Smooth:
         """Keep only `rows`."""
@@ -45,65 +48,71 @@ class Smooth(Protocol):
 def find_vectors(function: Smooth, y: Tensor) -> Tensor:
     """Solve `function(x) = y` for rows `y` (rows, features) in float64, with derivatives of up to third order.
 
-    The search starts at y. A row is done when no residual exceeds 1e-12 (1 + max |y|). A row of `y` that is not finite
-    is answered by NaN. Raises `InverseError` naming the rows that did not converge.
+    The search starts at y. A row is done one step after no residual exceeds 1e-12 (1 + max |y|), or what rounding x to
+    4 ulp makes of it. A row of `y` that is not finite is answered by NaN. Raises `InverseError` naming the rows that
+    did not converge.
     """
     with torch.no_grad():
         finite = torch.isfinite(y).all(dim=-1)
-        rows = finite.nonzero().squeeze(-1)
         root = torch.zeros_like(y)
-        for some in rows.split(max(1, NUMBERS // function.size)):
-            root[some] = _search(function.select(some), y.detach()[some], some)
+        for rows in finite.nonzero().squeeze(-1).split(max(1, NUMBERS // function.size)):
+            root[rows] = _search(function.select(rows), y.detach()[rows], rows)
     if torch.is_grad_enabled():
         root = _differentiable(function, torch.where(finite.unsqueeze(-1), y, 0.0), root, finite)
     return torch.where(finite.unsqueeze(-1), root, torch.nan)
 
 
 def _search(function: Smooth, y: Tensor, rows: Tensor) -> Tensor:
-    root, active = y.clone(), torch.arange(len(y), device=y.device)
-    x, residual = y, y - function.value(y)
-    limit = TOLERANCE * (1 + y.abs().amax(dim=-1))
+    root, x, active = y.clone(), y, torch.arange(len(y), device=y.device)
+    rounded = 4 * torch.finfo(y.dtype).eps
     stuck: list[Tensor] = []
     for _ in range(MAX_STEPS):
-        keep = (~(residual.abs().amax(dim=-1) <= limit)).nonzero().squeeze(-1)
-        if keep.numel() < len(x):
-            function = function.select(keep)
-            x, y, residual, limit, active = (part[keep] for part in (x, y, residual, limit, active))
-        if keep.numel() == 0:
+        if len(x) == 0:
             break
-        _, jacobian = function.derive(x)
+        value, jacobian = function.derive(x)
+        residual = y - value
         step = _solve(jacobian, residual)
-        x, residual, moved = _shortened(function, y, x, residual, step)
-        root[active] = x
+        limit = TOLERANCE * (1 + y.abs().amax(dim=-1, keepdim=True))
+        limit = torch.maximum(limit, rounded * (jacobian.abs() @ x.abs().unsqueeze(-1)).squeeze(-1))
+        close = (residual.abs() <= limit).all(dim=-1)
+        # Next to a root one more full step takes most of the digits that are left, if it lowers the residual.
+        last = close.nonzero().squeeze(-1)
+        final = x[last] + step[last]
+        left = y[last] - function.select(last).value(final)
+        better = left.abs().amax(dim=-1) < residual[last].abs().amax(dim=-1)
+        root[active[last]] = torch.where(better.unsqueeze(-1), final, x[last])
+        keep = (~close).nonzero().squeeze(-1)
+        function = function.select(keep)
+        x, y, active = x[keep], y[keep], active[keep]
+        x, moved = _moved(function, y, x, residual[keep], step[keep])
         if not bool(moved.all()):
             stuck.append(active[~moved])
             keep = moved.nonzero().squeeze(-1)
             function = function.select(keep)
-            x, y, residual, limit, active = (part[keep] for part in (x, y, residual, limit, active))
+            x, y, active = x[keep], y[keep], active[keep]
     failed = torch.cat([*stuck, active])
     if failed.numel():
         raise InverseError("did not converge by Newton's method", rows[failed.sort().values].tolist())
     return root
 
 
-def _shortened(function: Smooth, y: Tensor, x: Tensor, residual: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Go along `step`, or half, or a quarter of it, until the residual falls; the last answer: which rows moved."""
-    size = torch.linalg.vector_norm(residual, dim=-1)
-    pending = torch.arange(len(x), device=x.device)
-    x, residual = x.clone(), residual.clone()
-    length = 1.0
-    for _ in range(MAX_HALVINGS):
-        candidate = x[pending] + length * step[pending]
-        left = y[pending] - function.value(candidate)
-        falls = torch.linalg.vector_norm(left, dim=-1) <= (1 - LEAST_DECREASE * length) * size[pending]
-        x[pending[falls]], residual[pending[falls]] = candidate[falls], left[falls]
-        if bool(falls.all()):
-            return x, residual, torch.ones_like(size, dtype=torch.bool)
-        function, pending = function.select((~falls).nonzero().squeeze(-1)), pending[~falls]
-        length /= 2
-    moved = torch.ones_like(size, dtype=torch.bool)
-    moved[pending] = False
-    return x, residual, moved
+def _moved(function: Smooth, y: Tensor, x: Tensor, residual: Tensor, newton: Tensor) -> tuple[Tensor, Tensor]:
+    """Make the first attempt that is progress, row by row; the second answer: which rows found one."""
+    arrived, pending = x.clone(), torch.arange(len(x), device=x.device)
+    for number in range(MAX_ATTEMPTS):
+        step = function.attempt(number, newton, residual)
+        left = y - function.value(x + step)
+        good = function.progress(x, y, residual, step, left)
+        arrived[pending[good]] = (x + step)[good]
+        keep = (~good).nonzero().squeeze(-1)
+        pending = pending[keep]
+        if keep.numel() == 0:
+            break
+        function = function.select(keep)
+        x, y, residual, newton = (part[keep] for part in (x, y, residual, newton))
+    found = torch.ones(len(arrived), dtype=torch.bool, device=x.device)
+    found[pending] = False
+    return arrived, found
 
 
 def _differentiable(function: Smooth, y: Tensor, root: Tensor, finite: Tensor) -> Tensor:
@@ -126,6 +135,6 @@ def _differentiable(function: Smooth, y: Tensor, root: Tensor, finite: Tensor) -
 
 
 def _solve(jacobian: Tensor, residual: Tensor) -> Tensor:
-    # A singular matrix gives no step that lowers the residual, which is where it is found out.
+    # A singular matrix gives no step that is progress, which is where it is found out.
     step: Tensor = torch.linalg.solve_ex(jacobian, residual.unsqueeze(-1))[0].squeeze(-1)
     return step

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -102,6 +102,7 @@ class Contraction(nn.Module):
             steepness=list(steepness.unbind()),
             mixes=list(share.unbind()),
             unit=UNITS[self.unit],
+            lipschitz=self.lipschitz,
         )
 
 
@@ -115,6 +116,7 @@ class BoundNet:
     steepness: list[Tensor]
     mixes: list[Tensor]
     unit: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    lipschitz: float
 
     @property
     def size(self) -> int:
@@ -143,10 +145,20 @@ class BoundNet:
         run = self.run(x)
         return run.value, run.jacobian()
 
+    def attempt(self, number: int, newton: Tensor, residual: Tensor) -> Tensor:
+        """Newton's step, a half and a quarter of it, then the residual, as in a fixed-point iteration."""
+        return newton * 0.5**number if number < 3 else residual
+
+    def progress(self, x: Tensor, y: Tensor, residual: Tensor, step: Tensor, left: Tensor) -> Tensor:
+        """Whether the residual falls, by at least what is certain of the fixed-point iteration."""
+        before, after = (torch.linalg.vector_norm(vector, dim=-1) for vector in (residual, left))
+        falls: Tensor = after <= self.lipschitz * before
+        return falls
+
     def select(self, rows: Tensor) -> BoundNet:
         """Keep the biases of `rows`, where each row has its own."""
         shifts = [shift if shift.ndim == 1 else shift[rows] for shift in self.shifts]
-        return BoundNet(self.weights, self.last, shifts, self.steepness, self.mixes, self.unit)
+        return replace(self, shifts=shifts)
 
 
 @dataclass(frozen=True)

@@ -139,6 +139,8 @@ MODELS: dict[str, ModelRow] = {
         ModelRow("residual_flow", _model("residual_flow", transforms=2, hidden=16)),
         ModelRow("residual_flow_dense", _model("residual_flow", transforms=2, hidden=8, unit="tanh", dense=True)),
         ModelRow("residual_flow_context", _model("residual_flow", 2, transforms=1, hidden=12), context=2),
+        ModelRow("cp_flow", _model("cp_flow", transforms=2, hidden=12)),
+        ModelRow("cp_flow_context", _model("cp_flow", 2, transforms=1, hidden=8, depth=3), context=2),
         ModelRow("nsf", _model("nsf", transforms=2, hidden=16), traced=True),
         ModelRow("nsf_coupling", _model("nsf", transforms=3, hidden=16, coupling=True), traced=True),
         ModelRow("nsf_context", _model("nsf", 2, transforms=2, hidden=16), context=2),
