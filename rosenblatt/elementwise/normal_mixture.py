@@ -60,14 +60,15 @@ class NormalMixture(Elementwise):
         log_slope = soft_bound(parts["log_scales"], LOG_SLOPE_BOUND)
         point = x.double().clamp(-LARGEST_INPUT, LARGEST_INPUT).unsqueeze(-1)
         u = torch.exp(log_slope) * (point - parts["locations"])
-        below = torch.logsumexp(log_weight + log_normal_tail(-u), dim=-1)
-        above = torch.logsumexp(log_weight + log_normal_tail(u), dim=-1)
+        left, right = log_weight + log_normal_tail(-u), log_weight + log_normal_tail(u)
+        below, above = torch.logsumexp(left, dim=-1), torch.logsumexp(right, dim=-1)
         upper = above < below
         # How deep in the nearer tail: F or 1 - F, whichever is below 1/2, is exp(-m) / 2.
         m = -LOG_2 - torch.where(upper, above, below)
         size = normal_size(m + (-m).clamp(min=0.0).detach())  # rounding may leave m below 0, whose slope stays 1
-        depth = torch.where(upper.unsqueeze(-1), u, -u)
-        log_share = torch.log_softmax(log_weight + log_normal_tail(depth), dim=-1)
+        nearer = upper.unsqueeze(-1)
+        depth = torch.where(nearer, u, -u)
+        log_share = torch.log_softmax(torch.where(nearer, right, left), dim=-1)
         mixed = torch.logsumexp(log_share + log_slope + log_hazard(depth), dim=-1)
         value = torch.where(upper, size, -size)
         return Mapped(value.to(x.dtype), (mixed - log_hazard(size)).to(x.dtype))
