@@ -6,15 +6,15 @@ import torch
 import rosenblatt.models  # noqa: F401 - enters every model in the registry
 from rosenblatt.bases import GaussianMixture, StandardLogistic, StandardNormal
 from rosenblatt.conditioners.independent import Independent
-from rosenblatt.core.density import Flow
+from rosenblatt.core.density import SAMPLE_ROWS, Flow
 from rosenblatt.core.errors import DataError, InverseError, OptionError
 from rosenblatt.core.logspace import log_logistic_density, log_matvec, log_one_minus_exp, logit_difference, soft_bound
 from rosenblatt.core.registry import build, cite, entry, names, register
 from rosenblatt.core.transform import Compose, Identity, Inverse
-from rosenblatt.core.types import ParamSpec, Support
+from rosenblatt.core.types import Likelihood, Mapped, ParamSpec, Support
 from rosenblatt.elementwise.monotone_net import MonotoneNet
 from rosenblatt.layers.conditional import Conditional
-from rosenblatt.layers.scaling import Standardise
+from rosenblatt.layers.scaling import ActNorm, Standardise
 
 
 def doubling():
@@ -107,6 +107,25 @@ def test_rosenblatt_transform_and_back():
 def test_wrong_arguments_are_named(x, context, words):
     with pytest.raises(DataError, match=words):
         Flow(Identity(), StandardNormal(2)).log_prob(x, context)
+
+
+@pytest.mark.parametrize("claim", list(Likelihood))
+def test_starting_values_of_many_rows_take_little_memory(claim):
+    class Doubled(Identity):
+        likelihood, most = claim, 0
+
+        def forward(self, x, context=None):
+            self.most = max(self.most, len(x))
+            assert len(context) == len(x)
+            return Mapped(2 * x, 0 * x[..., 0])
+
+    doubled, rows = Doubled(), torch.randn(2 * SAMPLE_ROWS + 5, 2, generator=torch.Generator().manual_seed(0)) + 1
+    flow = Flow(Compose([doubled, ActNorm(2)]), StandardNormal(2), context=1)
+    flow.initialise(rows, rows[:, :1])
+    # A step whose rows depend on one another, as in batch normalisation while it trains, must see them all.
+    assert doubled.most == (SAMPLE_ROWS if claim is Likelihood.EXACT else len(rows))
+    with torch.no_grad():
+        assert flow.transform.steps[1](2 * rows).value.mean(dim=0).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize(

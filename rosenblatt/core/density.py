@@ -123,7 +123,17 @@ def initialise_in_turn(
             if number in waiting:
                 part.initialise(x, context, weight)  # type: ignore[operator]
             if number < last:
-                x = part(x, context).value
+                x = _mapped_in_pieces(part, x, context)
+
+
+def _mapped_in_pieces(part: nn.Module, x: Tensor, context: Tensor | None) -> Tensor:
+    """Values of a step at many rows in little memory, unless (in training) its rows depend on one another."""
+    if len(x) <= SAMPLE_ROWS or getattr(part, "likelihood", Likelihood.EXACT) is not Likelihood.EXACT:
+        value: Tensor = part(x, context).value
+        return value
+    pieces = x.split(SAMPLE_ROWS)
+    contexts = [None] * len(pieces) if context is None else context.expand(*x.shape[:-1], -1).split(SAMPLE_ROWS)
+    return torch.cat([part(*rows).value for rows in zip(pieces, contexts, strict=True)])
 
 
 def _starts_from_data(part: nn.Module) -> bool:

@@ -58,13 +58,15 @@ class NormalMixture(Elementwise):
         """Phi^-1(F) and its log-derivative, in float64 inside."""
         log_weight, log_slope, location = self._decode(theta.double())
         u = torch.exp(log_slope) * (_bounded(x.double()).unsqueeze(-1) - location)
-        below, above = (torch.logsumexp(log_weight + side, dim=-1) for side in _log_sides(u))
+        left, right = (log_weight + side for side in _log_sides(u))
+        below, above = torch.logsumexp(left, dim=-1), torch.logsumexp(right, dim=-1)
         upper = above < below
         # How deep in the nearer tail: F or 1 - F, whichever is below 1/2, is exp(-m) / 2.
         m = -LOG_2 - torch.where(upper, above, below)
         size = normal_size(m + (-m).clamp(min=0.0).detach())  # rounding may leave m below 0, whose slope stays 1
-        depth = torch.where(upper.unsqueeze(-1), u, -u)
-        log_share = torch.log_softmax(log_weight + _log_sides(depth)[1], dim=-1)
+        nearer = upper.unsqueeze(-1)
+        depth = torch.where(nearer, u, -u)
+        log_share = torch.log_softmax(torch.where(nearer, right, left), dim=-1)
         mixed = torch.logsumexp(log_share + log_slope + log_hazard(depth), dim=-1)
         value = torch.where(upper, size, -size)
         return Mapped(value.to(x.dtype), (mixed - log_hazard(size)).to(x.dtype))
