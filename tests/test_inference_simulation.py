@@ -1,7 +1,10 @@
 """Posteriors and likelihoods learned from simulations, against conjugate ones; bounds; what is refused and how."""
 
 import math
+import re
+import runpy
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -297,6 +300,24 @@ def test_supports_are_read_from_priors():
     assert ends == [(0.0, math.inf)] * 2
     assert prior_support(PRIOR)[0].whole_line
     assert vector_prior(Uniform(torch.zeros(2), torch.ones(2))).event_shape == (2,)
+
+
+@pytest.mark.parametrize(
+    "prior", [torch.distributions.Dirichlet(torch.ones(3)), torch.distributions.Poisson(torch.ones(3))], ids=str
+)
+def test_a_prior_that_lives_on_no_box_is_refused(prior):
+    with pytest.raises(OptionError, match="is no interval per parameter"):
+        prior_support(prior)
+
+
+def test_the_page_runs_and_its_posterior_is_calibrated(capsys, tmp_path):
+    page = (Path(__file__).parent.parent / "docs" / "simulation.md").read_text()
+    (snippet,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    script = tmp_path / "snippet.py"
+    script.write_text(snippet)
+    made = runpy.run_path(str(script))
+    assert made["draws"].shape == (1000, 2)
+    assert "off" not in capsys.readouterr().out
 
 
 def test_an_untrained_conditional_flow_starts_near_the_prior():
