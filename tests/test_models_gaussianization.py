@@ -1,6 +1,7 @@
 """Gaussianization: knots against a formula in exact numbers, fits against known entropies, and the rules of the fit."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from rosenblatt.layers.knots import KnotSpline, weighted_quantiles
 from rosenblatt.models.gaussianization import MixtureBends
 from rosenblatt.models.rbig import GaussianizingLayer
 from rosenblatt.train import FitConfig, Fitter
+
+rbig_module = sys.modules["rosenblatt.models.rbig"]  # the package has the builder under that name
 
 
 def normal(*shape, seed=0):
@@ -147,6 +150,24 @@ def test_ties_and_weights():
     without.initialise(rows[1000:])
     x = normal(50, 1, seed=9)
     assert (weighted.log_prob(x) - without.log_prob(x)).abs().max() < 0.02
+
+
+def test_a_layer_is_the_same_however_many_columns_are_fitted_together(monkeypatch):
+    rows, largest = normal(300, 5).exp(), []
+    whole, pieces = (GaussianizingLayer(5, 8, pca=False, first=True) for _ in range(2))
+    whole.initialise(rows)
+    monkeypatch.setattr(rbig_module, "NUMBERS_AT_ONCE", 600)
+    quantiles = rbig_module.weighted_quantiles
+
+    def watched(some, *rest):
+        largest.append(some.numel())
+        return quantiles(some, *rest)
+
+    monkeypatch.setattr(rbig_module, "weighted_quantiles", watched)
+    pieces.initialise(rows)
+    assert largest == [600, 600, 300]
+    for name, buffer in whole.named_buffers():
+        torch.testing.assert_close(pieces.get_buffer(name), buffer, rtol=1e-6, atol=0.0)
 
 
 def test_rbig_refuses_what_it_cannot_do():

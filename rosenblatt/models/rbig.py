@@ -30,6 +30,7 @@ from rosenblatt.layers.knots import KnotSpline, log_averaged_slopes, weighted_qu
 TAIL_ROWS = 25  # beyond the outermost knots: fewer would not tell a slope
 LARGEST_TAIL, SMALLEST_TAIL = 0.25, 0.002  # shares of the rows there
 CONSTANT = 1e-12  # spread, in units of the mean, that rounding can make
+NUMBERS_AT_ONCE = 1 << 21  # rows times columns fitted together, which take some 300 bytes each meanwhile
 STEEPEST = 1e2  # a step of equal values is spread until its slope is below, in units of the mean slope
 
 
@@ -88,6 +89,14 @@ def _gaussian_scores(rows: Tensor, share: Tensor, bins: int) -> tuple[Tensor, Te
     bad = (~(torch.isfinite(spread) & (spread > CONSTANT * mean.abs()))).nonzero().squeeze(-1).tolist()
     if bad:
         raise DataError(f"x: columns {bad} (of the rotated rows) are constant or not finite; drop or separate them.")
+    each = max(1, NUMBERS_AT_ONCE // len(rows))
+    columns = zip(rows.split(each, dim=1), mean.split(each), spread.split(each), strict=True)
+    x, y, slope = zip(*(_scores_of(*some, share, bins) for some in columns), strict=True)
+    return torch.cat(x), torch.cat(y), torch.cat(slope)
+
+
+def _scores_of(rows: Tensor, mean: Tensor, spread: Tensor, share: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The same for columns whose means and standard deviations are known."""
     effective = float(1 / share.square().sum())
     tail = min(max(TAIL_ROWS / effective, SMALLEST_TAIL), LARGEST_TAIL)
     far = float(torch.special.ndtri(torch.tensor(1 - tail, dtype=torch.float64)))
