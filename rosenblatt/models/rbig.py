@@ -26,6 +26,7 @@ from rosenblatt.core.registry import Facts, register
 from rosenblatt.core.transform import Compose, Transform
 from rosenblatt.core.types import Mapped
 from rosenblatt.layers.knots import KnotSpline, log_averaged_slopes, weighted_quantiles
+from rosenblatt.layers.linear import infinities_kept
 
 TAIL_ROWS = 25  # beyond the outermost knots: fewer would not tell a slope
 LARGEST_TAIL, SMALLEST_TAIL = 0.25, 0.002  # shares of the rows there
@@ -64,13 +65,17 @@ class GaussianizingLayer(Transform):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Mapped:
         """Turn, then bend."""
         matrix = self._matrix()
-        mapped: Mapped = self.curve((matrix @ x.double().unsqueeze(-1)).squeeze(-1))
-        return Mapped(mapped.value.to(x.dtype), mapped.log_det.to(x.dtype))
+        turned = infinities_kept(x.double(), lambda rows: (matrix @ rows.unsqueeze(-1)).squeeze(-1))
+        usable = torch.isfinite(turned)
+        mapped: Mapped = self.curve(torch.where(usable, turned, 0.0))
+        value = torch.where(usable, mapped.value, turned)
+        return Mapped(value.to(x.dtype), mapped.log_det.to(x.dtype))
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Mapped:
         """Bend back, then turn back."""
         value, log_det = self.curve.inverse(y.double())
-        value = (self._matrix().mT @ value.unsqueeze(-1)).squeeze(-1)
+        turned_back = self._matrix().mT
+        value = infinities_kept(value, lambda rows: (turned_back @ rows.unsqueeze(-1)).squeeze(-1))
         return Mapped(value.to(y.dtype), log_det.to(y.dtype))
 
     def _matrix(self) -> Tensor:
