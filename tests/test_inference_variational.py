@@ -194,6 +194,32 @@ def test_a_flow_of_ones_own_is_trained_in_place():
     assert all(parameter.grad is None for parameter in flow.parameters())
 
 
+def test_a_flow_on_a_box_reaches_all_of_the_support():
+    """Angles in degrees, log p = 2 cos(x): the integral is 360 I_0(2)."""
+
+    def target(theta):
+        return 2 * torch.cos(torch.deg2rad(theta)).sum(dim=-1)
+
+    torus = {"features": 1, "flow": "torus", "options": {"transforms": 1, "hidden": 4, "bins": 8}}
+    posterior = fit_variational(target, **torus, supports=[(0, 360)], steps=200, learning_rate=3e-2)
+    assert posterior.elbo.value == pytest.approx(math.log(360 * 2.2795853), abs=0.02)
+    assert float(posterior.log_prob(torch.tensor([[0.5]])).detach()) > math.log(1 / 360)
+    with pytest.raises(OptionError, match="box of its own"):
+        fit_variational(target, **torus, scale=[2.0])
+
+
+@pytest.mark.parametrize(
+    ("flow", "options"),
+    [
+        ("ffjord", {"hidden": 4, "layers": 1, "steps": 1}),
+        ("maf", {"hidden": 4, "transforms": 1, "batch_norm": True}),
+    ],
+)
+def test_what_is_exact_in_eval_mode_is_taken(flow, options):
+    posterior = fit_variational(normal, flow, features=2, options=options, steps=5, samples=8)
+    assert abs(posterior.elbo.value - math.log(2 * math.pi)) < 0.1
+
+
 @pytest.mark.parametrize(
     ("target", "words"),
     [

@@ -53,6 +53,24 @@ FOLDED = 0.45  # where one step of Wave(2.0) folds
 MATRIX = [[0.3, -1.2, 0.1], [0.9, -0.4, 0.5], [0.0, 0.7, 0.6]]
 
 
+def test_tangents_of_many_rows_take_little_memory(monkeypatch):
+    flow = ContinuousFlow(strong(3, 2), steps=2).eval()
+    x, context = rows(50, 3).reshape(5, 10, 3), rows(50, 2, seed=1).reshape(5, 10, 2)
+    with torch.no_grad():
+        there = flow(x, context)
+        back = flow.inverse(there.value, context)
+        seen, push = [], flow.velocity.push
+        monkeypatch.setattr("rosenblatt.layers.continuous.TANGENTS_AT_ONCE", 21)
+        monkeypatch.setattr(
+            flow.velocity, "push", lambda z, *rest: (seen.append(z.shape[:-1].numel()), push(z, *rest))[1]
+        )
+        for whole, piecewise in ((there, flow(x, context)), (back, flow.inverse(there.value, context))):
+            torch.testing.assert_close(piecewise.value, whole.value, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(piecewise.log_det, whole.log_det, rtol=1e-12, atol=1e-12)
+    assert max(seen) == 7
+    assert (back.value - x).abs().max() < 1e-9
+
+
 def test_linear_field_is_the_matrix_exponential():
     flow = ContinuousFlow(Linear(MATRIX), steps=32).eval()
     x = rows(20, 3)

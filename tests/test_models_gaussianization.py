@@ -1,6 +1,7 @@
 """Gaussianization: knots against a formula in exact numbers, fits against known entropies, and the rules of the fit."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import scipy.stats
 import torch
 
 import rosenblatt.models  # noqa: F401 - fills the registry
+from rosenblatt.bases import StandardNormal
 from rosenblatt.core import registry
 from rosenblatt.core.errors import DataError, OptionError
 from rosenblatt.data import TOYS
@@ -17,6 +19,8 @@ from rosenblatt.layers.knots import KnotSpline, weighted_quantiles
 from rosenblatt.models.gaussianization import MixtureBends
 from rosenblatt.models.rbig import GaussianizingLayer
 from rosenblatt.train import FitConfig, Fitter
+
+rbig_module = sys.modules["rosenblatt.models.rbig"]  # the package has the builder under that name
 
 
 def normal(*shape, seed=0):
@@ -148,6 +152,24 @@ def test_ties_and_weights():
     assert (weighted.log_prob(x) - without.log_prob(x)).abs().max() < 0.02
 
 
+def test_a_layer_is_the_same_however_many_columns_are_fitted_together(monkeypatch):
+    rows, largest = normal(300, 5).exp(), []
+    whole, pieces = (GaussianizingLayer(5, 8, pca=False, first=True) for _ in range(2))
+    whole.initialise(rows)
+    monkeypatch.setattr(rbig_module, "NUMBERS_AT_ONCE", 600)
+    quantiles = rbig_module.weighted_quantiles
+
+    def watched(some, *rest):
+        largest.append(some.numel())
+        return quantiles(some, *rest)
+
+    monkeypatch.setattr(rbig_module, "weighted_quantiles", watched)
+    pieces.initialise(rows)
+    assert largest == [600, 600, 300]
+    for name, buffer in whole.named_buffers():
+        torch.testing.assert_close(pieces.get_buffer(name), buffer, rtol=1e-6, atol=0.0)
+
+
 def test_rbig_refuses_what_it_cannot_do():
     with pytest.raises(OptionError, match="context"):
         registry.build("rbig", 2, 1)
@@ -217,3 +239,20 @@ def test_the_start_of_a_bend_is_maximum_likelihood_of_a_mixture():
     with torch.no_grad():
         bends.initialise(5 * truth)  # a second call changes nothing
     assert torch.equal(bends.conditioner.free, before)
+
+
+def test_the_start_from_few_rows_leaves_the_tails_alone():
+    model = registry.build("gaussianization", 3, options={"transforms": 6}, seed=0).double()
+    model.initialise(normal(50, 3))
+    test = normal(2000, 3, seed=1)
+    truth = StandardNormal(3).log_prob(test)
+    gap = truth - model.log_prob(test).detach()  # without a prior on the widths some rows lose thousands of nats
+    assert gap.mean() < 1.0
+    assert gap.max() < 30.0
+
+
+def test_a_bend_of_a_column_that_is_all_but_constant_is_refused():
+    rows = torch.cat([normal(3000, 1), torch.zeros(3000, 1)], dim=1)
+    rows[7, 1] = 1.0
+    with pytest.raises(DataError, match=r"columns \[1\]"):
+        MixtureBends(2, 3, context=0, hidden=8).initialise(rows)

@@ -7,8 +7,10 @@ import pytest
 import scipy.linalg
 import torch
 
+import rosenblatt.models  # noqa: F401 - fills the registry
 from rosenblatt.core import roots
 from rosenblatt.core.errors import InverseError, OptionError
+from rosenblatt.core.registry import build
 from rosenblatt.core.transform import Compose
 from rosenblatt.elementwise.affine import Affine
 from rosenblatt.layers.orthogonal import (
@@ -24,6 +26,7 @@ from rosenblatt.layers.orthogonal import (
 )
 from rosenblatt.layers.planar import Planar, Radial
 from rosenblatt.layers.sylvester import Sylvester
+from rosenblatt.testing.tables import disturbed
 
 LINEAR = {
     "householder": Householder,
@@ -334,3 +337,27 @@ def test_layers_of_a_stack_share_their_bounds():
     assert (4 * Affine.one_of(4)(x, raw).log_det).tolist() == pytest.approx([-3.5, 10.0])
     log_dets = Affine.one_of(4, backwards=True).inverse(x, raw).log_det
     assert (4 * log_dets).tolist() == pytest.approx([10.0, -3.5])
+
+
+@pytest.mark.parametrize("name", ["plu", "qr", "svd", "householder", "cayley", "rotation", "exponential"])
+def test_a_row_with_an_infinity_comes_back_infinite_and_not_nan(name):
+    steps = Compose([disturbed(step) for step in mixing(name, 3)]).double()
+    y = torch.tensor([[1.0, -torch.inf, 2.0], [1.0, 0.5, 2.0]], dtype=torch.float64)
+    for run in (steps, steps.inverse):
+        value, log_det = run(y)
+        assert torch.isinf(value[0]).all()
+        assert torch.isfinite(value[1]).all()
+        assert torch.isfinite(log_det).all()
+
+
+@pytest.mark.parametrize("name", ["glow", "rbig", "tan"])
+def test_the_ends_of_the_uniform_scale_and_overflows_are_no_nan(name):
+    model = build(name, 2, options={"transforms": 2}, seed=0).eval()
+    rows = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
+    model.initialise(rows)
+    with torch.no_grad():
+        ends = model.from_uniform(torch.tensor([[0.0, 0.5], [0.5, 1.0], [0.4, 0.5]]))
+        far = model.log_prob(torch.tensor([[3e38, 3e38]]))
+    assert torch.isinf(ends[:2]).all()
+    assert torch.isfinite(ends[2]).all()
+    assert not torch.isnan(far).any()

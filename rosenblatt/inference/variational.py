@@ -17,7 +17,7 @@ from rosenblatt.core.density import Flow
 from rosenblatt.core.errors import FitDiverged, OptionError
 from rosenblatt.core.registry import build
 from rosenblatt.core.transform import Compose, Transform
-from rosenblatt.core.types import Likelihood
+from rosenblatt.core.types import Likelihood, Support
 from rosenblatt.eval.bits import Estimate
 from rosenblatt.inference.importance import ImportanceSample, importance_sample, require_weights
 from rosenblatt.inference.mode import find_mode
@@ -97,7 +97,8 @@ def fit_variational(
     flow: a model's name with its `options`, or a `Flow`, which is trained in place. Cheap are those that sample in one
         pass: `iaf` (with `transforms=0` the mean field), `realnvp`, `nsf` with `coupling`, `planar` with `inverted`.
     features: width of theta; not needed for a `Flow` or a target that says it, such as `LogJoint`.
-    supports: (lower, upper) of every column, None for no bound; the log-Jacobian is taken care of.
+    supports: (lower, upper) of every column, None for no bound; the log-Jacobian is taken care of. A flow on a box of
+        its own, such as a torus, has them carried straight onto it, and takes no location or scale.
     location, scale: guesses of where the posterior is and how wide (on the line behind `supports`); q starts there.
         With `location="mode"` a search finds the mode, and without `scale` the curvature there; else 0 and 1.
     steps, samples, learning_rate: steps of Adam, bounds drawn for each, and the rate, which falls along a cosine.
@@ -120,7 +121,10 @@ def fit_variational(
     if not 0 <= annealing <= 1:
         raise OptionError(f"annealing: {annealing} came, a share of the steps in [0, 1] was expected.")
     plain = _flow_of(target, flow, features, options, seed)
-    units = _units(target, plain.features, dtype, supports=supports, location=location, scale=scale)
+    if plain.supports is not None:
+        units = _onto(plain.supports, supports, location, scale)
+    else:
+        units = _units(target, plain.features, dtype, supports=supports, location=location, scale=scale)
     q = (plain.after(Compose(units)) if units else plain).to(dtype)
     q.eval()
     generator = seeded_generator(seed, TRAINING)
@@ -212,7 +216,8 @@ def _flow_of(
             raise OptionError("options: they belong to a model's name, and a flow came; build it with them.")
         built = flow
         width = built.features if width is None else width
-    if not isinstance(built, Flow) or built.likelihood is not Likelihood.EXACT:
+    # Trained and used in eval mode: what a flow would estimate while it is trained on rows does not count.
+    if not isinstance(built, Flow) or built.eval().likelihood is not Likelihood.EXACT:
         raise OptionError(f"flow: {type(built).__name__} is no flow with an exact log-density; choose one.")
     if built.context or built.features != width:
         raise OptionError(
@@ -225,6 +230,18 @@ def _flow_of(
             "{'transforms': 0} (independent columns) or {'transforms': 1, 'hidden': 0}."
         )
     return built
+
+
+def _onto(
+    own: Sequence[Support],
+    supports: Sequence[Bounds] | None,
+    location: Sequence[float] | str | None,
+    scale: Sequence[float] | None,
+) -> list[Transform]:
+    """Carry the supports straight onto those of a flow on a box, which no other guess can move."""
+    if location is not None or scale is not None:
+        raise OptionError("location, scale: this flow lives on a box of its own; leave them out, or give supports.")
+    return [] if supports is None else [SupportMap(supports, onto=own)]
 
 
 def _units(

@@ -16,6 +16,7 @@ from rosenblatt.core.types import Likelihood, Mapped
 from rosenblatt.layers.velocity import Velocity
 
 MOST_CORRECTIONS = 50
+TANGENTS_AT_ONCE = 1 << 16
 STRIDE = 2_654_435_761  # 2^32 over the golden ratio
 TRACES = ("auto", "exact", "hutchinson")
 
@@ -162,7 +163,25 @@ class ContinuousFlow(Transform):
         return _ahead(z, length, self.solver.weights, slopes)
 
     def _step_with_jacobian(self, z: Tensor, start: float, context: Tensor | None) -> tuple[Tensor, Tensor, Energy]:
-        """One step F, the rows `dF/dz_k` of its transposed Jacobian (*batch, features, features), and its energy."""
+        """One step F, the rows `dF/dz_k` of its transposed Jacobian (*batch, features, features), and its energy.
+
+        Without gradients a few rows at a time: tangents take `features` times the memory of a pass.
+        """
+        features = z.shape[-1]
+        batch, rows = z.shape[:-1], max(1, TANGENTS_AT_ONCE // features)
+        if torch.is_grad_enabled() or self.record is not None or not runs_eagerly() or batch.numel() <= rows:
+            return self._pushed(z, start, context)
+        pieces = z.reshape(-1, features).split(rows)
+        contexts: Sequence[Tensor | None] = [None] * len(pieces)
+        if context is not None:
+            contexts = context.reshape(-1, context.shape[-1]).split(rows)
+        parts = [self._pushed(some, start, given)[:2] for some, given in zip(pieces, contexts, strict=True)]
+        value, jacobian = (torch.cat(part) for part in zip(*parts, strict=True))
+        none = z.new_zeros(batch)
+        return value.reshape(z.shape), jacobian.reshape(*z.shape, features), Energy(none, none)
+
+    def _pushed(self, z: Tensor, start: float, context: Tensor | None) -> tuple[Tensor, Tensor, Energy]:
+        """The same for all rows at once."""
         length = 1 / self.steps
         identity = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device).expand(*z.shape, z.shape[-1])
         slopes: list[Tensor] = []

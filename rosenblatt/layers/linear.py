@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -81,10 +81,15 @@ class LU(Transform):
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Mapped:
         """Solve."""
         lower, upper, log_diagonal = self._triangles(torch.float64)
-        rows = (y.double() - self.bias.double()).reshape(-1, y.shape[-1])
-        rows = torch.linalg.solve_triangular(lower.mT, rows, upper=True, left=False, unitriangular=True)
-        rows = torch.linalg.solve_triangular(upper.mT, rows, upper=False, left=False)
-        return Mapped(rows.reshape(y.shape).to(y.dtype), -log_diagonal.sum().to(y.dtype).expand(y.shape[:-1]))
+
+        def solved(rows: Tensor) -> Tensor:
+            rows = (rows - self.bias.double()).reshape(-1, y.shape[-1])
+            rows = torch.linalg.solve_triangular(lower.mT, rows, upper=True, left=False, unitriangular=True)
+            found: Tensor = torch.linalg.solve_triangular(upper.mT, rows, upper=False, left=False)
+            return found.reshape(y.shape)
+
+        value = infinities_kept(y.double(), solved).to(y.dtype)
+        return Mapped(value, -log_diagonal.sum().to(y.dtype).expand(y.shape[:-1]))
 
     def _triangles(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         factors = self.factors.to(dtype)
@@ -128,9 +133,14 @@ def multiply(x: Tensor, *factors: Tensor) -> Tensor:
     device = "cpu" if x.is_meta else x.device.type  # the meta device knows no autocast
     with torch.autocast(device, enabled=False):
         matrix = functools.reduce(torch.matmul, factors)
-        usable = ~torch.isinf(x)
-        value = torch.where(usable, x, 0.0) @ matrix.mT
-        return torch.where(usable.all(dim=-1, keepdim=True), value, torch.inf)
+        return infinities_kept(x, lambda rows: rows @ matrix.mT)
+
+
+def infinities_kept(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """`function` of rows that mixes their numbers; a row with an infinity becomes infinite, where sums would be NaN."""
+    usable = ~torch.isinf(x)
+    value = function(torch.where(usable, x, 0.0))
+    return torch.where(usable.all(dim=-1, keepdim=True), value, torch.inf)
 
 
 def require_features(features: int) -> None:

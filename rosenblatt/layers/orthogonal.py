@@ -11,7 +11,15 @@ from rosenblatt.core.errors import OptionError
 from rosenblatt.core.logspace import soft_bound
 from rosenblatt.core.transform import Compose, Transform
 from rosenblatt.core.types import Mapped
-from rosenblatt.layers.linear import LOG_DIAGONAL_BOUND, LU, Permutation, Rotation, multiply, require_features
+from rosenblatt.layers.linear import (
+    LOG_DIAGONAL_BOUND,
+    LU,
+    Permutation,
+    Rotation,
+    infinities_kept,
+    multiply,
+    require_features,
+)
 from rosenblatt.layers.scaling import ActNorm
 
 EXPONENT_BOUND = 7.0
@@ -140,9 +148,14 @@ class Triangular(Transform):
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Mapped:
         """Shift back and solve."""
         matrix, log_diagonal = self._matrix(torch.float64)
-        rows = (y.double() - self.bias.double()).reshape(-1, y.shape[-1])
-        rows = torch.linalg.solve_triangular(matrix.mT, rows, upper=False, left=False)
-        return Mapped(rows.reshape(y.shape).to(y.dtype), -log_diagonal.sum().to(y.dtype).expand(y.shape[:-1]))
+
+        def solved(rows: Tensor) -> Tensor:
+            rows = (rows - self.bias.double()).reshape(-1, y.shape[-1])
+            found: Tensor = torch.linalg.solve_triangular(matrix.mT, rows, upper=False, left=False)
+            return found.reshape(y.shape)
+
+        value = infinities_kept(y.double(), solved).to(y.dtype)
+        return Mapped(value, -log_diagonal.sum().to(y.dtype).expand(y.shape[:-1]))
 
     def _matrix(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         log_diagonal = soft_bound(self.log_diagonal.to(dtype), LOG_DIAGONAL_BOUND)

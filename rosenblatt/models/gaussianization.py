@@ -21,7 +21,7 @@ from torch import Tensor
 from rosenblatt.bases import StandardNormal
 from rosenblatt.conditioners.independent import Independent
 from rosenblatt.core.density import Flow
-from rosenblatt.core.errors import OptionError
+from rosenblatt.core.errors import DataError, OptionError
 from rosenblatt.core.registry import Facts, register
 from rosenblatt.core.transform import Compose, Transform
 from rosenblatt.elementwise.normal_mixture import NormalMixture
@@ -31,6 +31,7 @@ from rosenblatt.layers.orthogonal import Householder
 from rosenblatt.layers.scaling import ActNorm
 
 EM_STEPS, EM_POINTS = 20, 500  # on quantiles: as many points whatever the rows
+PRIOR_ROWS = 2.0  # behind each component: few rows must not make the outermost one, and with it the tails, narrow
 NARROWEST = 0.05  # standard deviation of a component at the start, in that of the column
 
 
@@ -47,32 +48,46 @@ class MixtureBends(Conditional):
         self.register_buffer("initialised", torch.zeros((), dtype=torch.bool))
 
     def initialise(self, x: Tensor, context: Tensor | None = None, weight: Tensor | None = None) -> None:
-        """Fit the free mixtures by EM to rows `x` (rows, features); only the first call counts."""
+        """Fit the free mixtures by EM to rows `x` (rows, features); only the first call counts.
+
+        Raises `DataError` for columns that are constant but for less than a thousandth of the rows.
+        """
         if bool(self.initialised) or self.conditioner.context:
             return
         rows = x.double()
         share = rows.new_ones(len(rows)) if weight is None else weight.double()
         levels = (torch.arange(EM_POINTS, dtype=rows.dtype, device=rows.device) + 0.5) / EM_POINTS
-        points = weighted_quantiles(rows, share / share.sum(), levels)
+        share = share / share.sum()
+        points = weighted_quantiles(rows, share, levels)
+        bad = (~(points.std(dim=-1) > 0)).nonzero().squeeze(-1).tolist()
+        if bad:
+            raise DataError(f"x: columns {bad} (of the turned rows) have one value in nearly all rows; drop them.")
+        effective = float(1 / share.square().sum())
         self.conditioner.free.copy_(
-            self.elementwise.at(*_expectation_maximisation(points, self.elementwise.components))
+            self.elementwise.at(*_expectation_maximisation(points, self.elementwise.components, effective))
         )
         self.initialised.fill_(True)
 
 
-def _expectation_maximisation(points: Tensor, components: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights, locations and standard deviations (features, components) of `points` (features, points)."""
+def _expectation_maximisation(points: Tensor, components: int, rows: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights, locations and standard deviations (features, components) of `points` (features, points).
+
+    The points stand for `rows` rows. Each component has `PRIOR_ROWS` more, as wide as the column.
+    """
     centres = (2 * torch.arange(components) + 1) * points.shape[-1] // (2 * components)
     location = points[:, centres]
     narrowest = NARROWEST * points.std(dim=-1, keepdim=True)
     scale = (points.std(dim=-1, keepdim=True) / components**0.5).expand_as(location)
     weight = torch.full_like(location, 1 / components)
+    prior = PRIOR_ROWS * points.shape[-1] / rows
+    wide = points.var(dim=-1, keepdim=True)
     for _ in range(EM_STEPS):
         z = (points.unsqueeze(-1) - location.unsqueeze(1)) / scale.unsqueeze(1)
         share = torch.softmax(torch.log(weight / scale).unsqueeze(1) - 0.5 * z.square(), dim=-1)
         mass = share.sum(dim=1) + 1e-3  # a component without points would have no location
         location = (share * points.unsqueeze(-1)).sum(dim=1) / mass + location * (1e-3 / mass)
-        square = (share * (points.unsqueeze(-1) - location.unsqueeze(1)).square()).sum(dim=1) / mass
+        square = (share * (points.unsqueeze(-1) - location.unsqueeze(1)).square()).sum(dim=1)
+        square = (square + prior * wide) / (mass + prior)
         scale = torch.sqrt(square + narrowest.square())
         weight = mass / mass.sum(dim=-1, keepdim=True)
     return weight, location, scale

@@ -26,10 +26,12 @@ from rosenblatt.core.registry import Facts, register
 from rosenblatt.core.transform import Compose, Transform
 from rosenblatt.core.types import Mapped
 from rosenblatt.layers.knots import KnotSpline, log_averaged_slopes, weighted_quantiles
+from rosenblatt.layers.linear import infinities_kept
 
 TAIL_ROWS = 25  # beyond the outermost knots: fewer would not tell a slope
 LARGEST_TAIL, SMALLEST_TAIL = 0.25, 0.002  # shares of the rows there
 CONSTANT = 1e-12  # spread, in units of the mean, that rounding can make
+NUMBERS_AT_ONCE = 1 << 21  # rows times columns fitted together, which take some 300 bytes each meanwhile
 STEEPEST = 1e2  # a step of equal values is spread until its slope is below, in units of the mean slope
 
 
@@ -63,13 +65,17 @@ class GaussianizingLayer(Transform):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Mapped:
         """Turn, then bend."""
         matrix = self._matrix()
-        mapped: Mapped = self.curve((matrix @ x.double().unsqueeze(-1)).squeeze(-1))
-        return Mapped(mapped.value.to(x.dtype), mapped.log_det.to(x.dtype))
+        turned = infinities_kept(x.double(), lambda rows: (matrix @ rows.unsqueeze(-1)).squeeze(-1))
+        usable = torch.isfinite(turned)
+        mapped: Mapped = self.curve(torch.where(usable, turned, 0.0))
+        value = torch.where(usable, mapped.value, turned)
+        return Mapped(value.to(x.dtype), mapped.log_det.to(x.dtype))
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Mapped:
         """Bend back, then turn back."""
         value, log_det = self.curve.inverse(y.double())
-        value = (self._matrix().mT @ value.unsqueeze(-1)).squeeze(-1)
+        turned_back = self._matrix().mT
+        value = infinities_kept(value, lambda rows: (turned_back @ rows.unsqueeze(-1)).squeeze(-1))
         return Mapped(value.to(y.dtype), log_det.to(y.dtype))
 
     def _matrix(self) -> Tensor:
@@ -88,6 +94,14 @@ def _gaussian_scores(rows: Tensor, share: Tensor, bins: int) -> tuple[Tensor, Te
     bad = (~(torch.isfinite(spread) & (spread > CONSTANT * mean.abs()))).nonzero().squeeze(-1).tolist()
     if bad:
         raise DataError(f"x: columns {bad} (of the rotated rows) are constant or not finite; drop or separate them.")
+    each = max(1, NUMBERS_AT_ONCE // len(rows))
+    columns = zip(rows.split(each, dim=1), mean.split(each), spread.split(each), strict=True)
+    x, y, slope = zip(*(_scores_of(*some, share, bins) for some in columns), strict=True)
+    return torch.cat(x), torch.cat(y), torch.cat(slope)
+
+
+def _scores_of(rows: Tensor, mean: Tensor, spread: Tensor, share: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The same for columns whose means and standard deviations are known."""
     effective = float(1 / share.square().sum())
     tail = min(max(TAIL_ROWS / effective, SMALLEST_TAIL), LARGEST_TAIL)
     far = float(torch.special.ndtri(torch.tensor(1 - tail, dtype=torch.float64)))
