@@ -117,14 +117,9 @@ def fit_variational(
     >>> abs(posterior.elbo.value - exact) < 1e-3
     True
     """
-    _check_numbers(steps=steps, samples=samples, particles=particles, learning_rate=learning_rate)
-    if not 0 <= annealing <= 1:
-        raise OptionError(f"annealing: {annealing} came, a share of the steps in [0, 1] was expected.")
+    _check_numbers(annealing, learning_rate, steps=steps, samples=samples, particles=particles)
     plain = _flow_of(target, flow, features, options, seed)
-    if plain.supports is not None:
-        units = _onto(plain.supports, supports, location, scale)
-    else:
-        units = _units(target, plain.features, dtype, supports=supports, location=location, scale=scale)
+    units = _units(target, plain, dtype, supports=supports, location=location, scale=scale)
     q = (plain.after(Compose(units)) if units else plain).to(dtype)
     q.eval()
     generator = seeded_generator(seed, TRAINING)
@@ -246,7 +241,7 @@ def _onto(
 
 def _units(
     target: Target,
-    features: int,
+    flow: Flow,
     dtype: torch.dtype,
     *,
     supports: Sequence[Bounds] | None,
@@ -254,6 +249,9 @@ def _units(
     scale: Sequence[float] | None,
 ) -> list[Transform]:
     """Supports, then guesses of location and scale, to put in front of a flow."""
+    if flow.supports is not None:
+        return _onto(flow.supports, supports, location, scale)
+    features = flow.features
     supports = getattr(target, "supports", None) if supports is None else supports
     if isinstance(location, str) and location != "mode":
         raise OptionError(f"location: '{location}' came, a number for each column or 'mode' was expected.")
@@ -281,9 +279,11 @@ def _elbo(q: Flow, target: Target, generator: torch.Generator) -> Estimate:
     return Estimate(float(gap.mean()), float(gap.std()) / math.sqrt(FINAL_DRAWS))
 
 
-def _check_numbers(*, learning_rate: float, **counts: int) -> None:
+def _check_numbers(annealing: float, learning_rate: float, **counts: int) -> None:
     for name, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise OptionError(f"{name}: {value!r} came, a whole number of at least 1 was expected.")
     if not 0 < learning_rate < math.inf:
         raise OptionError(f"learning_rate: {learning_rate} came, a positive number was expected.")
+    if not 0 <= annealing <= 1:
+        raise OptionError(f"annealing: {annealing} came, a share of the steps in [0, 1] was expected.")
