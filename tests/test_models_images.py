@@ -283,3 +283,12 @@ def test_glow_of_digits_beats_single_pixels_and_a_gaussian():
     assert bits < single
     assert bits < of_pixels
     assert bits < of_gaussian - 0.4
+
+
+def test_a_fit_of_whole_numbers_reports_a_bound_and_drops_no_objective():
+    rows = torch.randint(0, 4, (64, 3), generator=torch.Generator().manual_seed(0)).float()
+    model = dequantised(3, levels=4, model="realnvp", options={"transforms": 1, "hidden": 8})
+    report = Fitter(FitConfig(max_steps=2, batch_size=32)).fit(model, Table.from_any(rows.numpy()))
+    assert report.measure == "nats (lower bound)"
+    with pytest.raises(OptionError, match="FlowMatching"):
+        dequantised(3, levels=4, model="flow_matching", options={"hidden": 8})

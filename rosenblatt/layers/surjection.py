@@ -42,7 +42,8 @@ class Dequantised(Density):
     In eval mode the noise of a row is a fixed function of its numbers, so that scores repeat and do not depend on the
     batch; in training mode it is drawn anew, from the stream that dropout draws from. `bound` takes a generator.
     A row that is not of such whole numbers has log-probability -inf. `eval.bits.bits_per_dimension` gives bits.
-    Raises `OptionError` for sizes below 1, or a noise of other widths or without quantiles.
+    Raises `OptionError` for sizes below 1, a noise of other widths or without quantiles, or a density with an objective
+    of its own.
 
     >>> from rosenblatt.bases import Box
     >>> Dequantised(Box(1), levels=4).log_prob(torch.tensor([[3.0], [4.0]])).exp()
@@ -60,6 +61,11 @@ class Dequantised(Density):
             raise OptionError(
                 f"noise: a flow of {noise.features} features given {noise.context} came; {density.features} of both, "
                 "and a base with independent coordinates, were expected."
+            )
+        if density.objective is not None:
+            raise OptionError(
+                f"density: it is trained by an objective of its own ({type(density.objective).__name__}), which whole "
+                "numbers would drop; choose a model trained by likelihood."
             )
         self.density, self.noise = density, noise
         self.features, self.context = density.features, density.context

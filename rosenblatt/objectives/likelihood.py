@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rosenblatt.core.density import Density, Objective
-from rosenblatt.core.types import Batch
+from rosenblatt.core.types import Batch, Likelihood
 
 __all__ = ["NLL", "Objective"]
 
@@ -28,11 +28,17 @@ class NLL:
         return losses
 
 
-def measure_of(model: Density) -> str:
-    """What the validation scores of a model are when it is trained with its own objective (`FitReport.measure`).
+def measure_of(model: Density, objective: Objective | None = None) -> str:
+    """What the validation scores of a model trained with `objective`, or its own, are (`FitReport.measure`).
+
+    Nats of a model whose `log_prob` is no exact log-density say what they are, as "nats (lower bound)".
 
     >>> from rosenblatt.bases import StandardNormal
     >>> measure_of(StandardNormal(1))
     'nats'
     """
-    return (model.objective or NLL()).measure
+    measure = getattr(objective or model.objective or NLL(), "measure", "minus loss")
+    training = model.training
+    claim = model.eval().likelihood
+    model.train(training)
+    return measure if measure != "nats" or claim is Likelihood.EXACT else f"nats ({claim.value})"

@@ -15,6 +15,7 @@ from rosenblatt.core.density import Density, Objective
 from rosenblatt.core.errors import CheckpointError, DataError, FitDiverged, InverseError, OptionError
 from rosenblatt.core.types import Batch
 from rosenblatt.data.table import Table
+from rosenblatt.objectives.likelihood import measure_of
 from rosenblatt.train.batches import pinned, poisoned, slices, sound_rows, weighted_mean
 from rosenblatt.train.checkpoint import RunFolder
 from rosenblatt.train.config import RESUMABLE, FitConfig
@@ -65,7 +66,7 @@ class Session:
     ) -> None:
         self.config, self.runtime, self.run = config, runtime, run
         self.model, self.objective = model, objective
-        self.measure: str = getattr(objective, "measure", "minus loss")
+        self.measure = measure_of(model, objective)
         self.train, self.validation = (_near(rows, runtime.device) for rows in data)
         self.loggers = list(loggers)
         self.dtype: torch.dtype = getattr(torch, config.dtype)
