@@ -15,10 +15,11 @@ from rosenblatt.eval.calibration import dkw_band, uniformity
 from rosenblatt.eval.mass import KernelProposal, grid_mass, importance_mass
 from rosenblatt.testing.checks_transform import context_for, inside
 from rosenblatt.testing.measures import all_true, at_most
-from rosenblatt.testing.tables import ModelRow
+from rosenblatt.testing.tables import ModelRow, rows_like_data
 
 FALSE_ALARM = 1e-6
 SAMPLES = 20_000
+FAR_ROWS = 500
 
 
 def check_mass_on_grid(row: ModelRow) -> None:
@@ -229,6 +230,20 @@ def check_compile(row: ModelRow) -> None:
     at_most(found - expected, 1e-5 * (1 + expected.abs()), "R14 compiled log_prob")
 
 
+def check_float32_far(row: ModelRow) -> None:
+    """R8: the float32 log-densities of rows out to 1e4 are those of float64, where the model claims so."""
+    if not row.far:
+        return
+    flow = row.make(row.features)
+    x = rows_like_data(FAR_ROWS, row.features, seed=8)
+    x = torch.cat([radius * x / x.abs().amax(dim=-1, keepdim=True) for radius in (10.0, 100.0, 1e3, 1e4)]).float()
+    context = rows_like_data(len(x), row.context, seed=9).float() if row.context else None
+    with torch.no_grad():
+        narrow = flow.log_prob(x, context).double()
+        wide = flow.double().log_prob(x.double(), None if context is None else context.double())
+    at_most(narrow - wide, 1e-4 + 1e-5 * wide.abs(), "R8 float32 log-density far out")
+
+
 ModelCheck = Callable[[ModelRow], None]
 
 MODEL_CHECKS: tuple[ModelCheck, ...] = (
@@ -242,6 +257,7 @@ MODEL_CHECKS: tuple[ModelCheck, ...] = (
     check_dtype,
     check_wrong_shapes,
     check_likelihood,
+    check_float32_far,
     check_functional,
 )
 

@@ -105,7 +105,8 @@ class ModelRow:
 
     `lower`, `upper` are the ends of a compact support of every column, None for the whole space. Rows with `traced`
     are compiled and exported, which takes seconds each. `factorised` says whether the base has independent coordinates
-    with a CDF each, and so the model a Rosenblatt transform; `likelihood` is what its log-density claims to be.
+    with a CDF each, and so the model a Rosenblatt transform; `likelihood` is what its log-density claims to be. Rows
+    with `far` claim their float32 log-density out to 1e4.
     """
 
     name: str
@@ -117,6 +118,7 @@ class ModelRow:
     traced: bool = False
     factorised: bool = True
     likelihood: Likelihood = Likelihood.EXACT
+    far: bool = False
 
 
 def seeded(make: Callable[[], M], seed: int = 0) -> M:
