@@ -25,6 +25,7 @@ from torch import Tensor
 import rosenblatt.models  # noqa: F401 - fills the registry
 from benchmarks.power import data_file
 from rosenblatt.core.density import Density, Flow
+from rosenblatt.core.errors import FitDiverged
 from rosenblatt.core.registry import build
 from rosenblatt.data import Table
 from rosenblatt.eval.tails import tail_report
@@ -81,9 +82,11 @@ def compare(values: Tensor, seed: int) -> dict[str, Any]:
     train, validation, test = (values[part] for part in (order[:first], order[first:second], order[second:]))
     tails = tail_report(train.numpy())
     makes = {"nsf": {}, "mtaf": {"df": tails.df}}
-    scores, errors = {}, {}
+    scores, errors, diverged = {}, {}, []
     for name, options in makes.items():
-        model = fitted(name, options, train, validation, seed)
+        model, calm = fitted(name, options, train, validation, seed)
+        if not calm:
+            diverged.append(name)
         with torch.no_grad():
             scores[name] = model.log_prob(test)
         heavy = [number for number, df in enumerate(tails.df) if df is not None]
@@ -91,6 +94,7 @@ def compare(values: Tensor, seed: int) -> dict[str, Any]:
     gain = scores["mtaf"] - scores["nsf"]
     return {
         "tail_indices": tails.df,
+        "diverged": diverged,
         "nsf_nats": scores["nsf"].mean().item(),
         "mtaf_nats": scores["mtaf"].mean().item(),
         "gain": gain.mean().item(),
@@ -100,15 +104,22 @@ def compare(values: Tensor, seed: int) -> dict[str, Any]:
     }
 
 
-def fitted(name: str, options: dict[str, Any], train: Tensor, validation: Tensor, seed: int) -> Density:
-    """One model, trained in units of the training rows' quartiles, in the units of the table and float64."""
+def fitted(name: str, options: dict[str, Any], train: Tensor, validation: Tensor, seed: int) -> tuple[Density, bool]:
+    """One model, trained in units of the training rows' quartiles, in the units of the table and float64.
+
+    Where training diverges the best weights until then are judged, and the second result is False.
+    """
     location = train.median(dim=0).values
     scale = (train.quantile(0.75, dim=0) - train.quantile(0.25, dim=0)) / QUARTILES_OF_NORMAL
     model = build(name, train.shape[1], options={**SIZES, **options}, seed=seed)
     rows, held_out = (Table.from_any(((part - location) / scale).float().numpy()) for part in (train, validation))
-    Fitter(FIT, progress=False).fit(model, rows, validation=held_out)
+    try:
+        Fitter(FIT, progress=False).fit(model, rows, validation=held_out)
+        calm = True
+    except FitDiverged:
+        calm = False
     assert isinstance(model, Flow)
-    return model.after(Standardise(location.tolist(), scale.tolist())).double().eval()
+    return model.after(Standardise(location.tolist(), scale.tolist())).double().eval(), calm
 
 
 def tail_error(model: Density, test: Tensor, columns: list[int]) -> float:
