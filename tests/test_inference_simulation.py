@@ -17,7 +17,7 @@ from rosenblatt.core.types import Likelihood
 from rosenblatt.data import Table
 from rosenblatt.eval import c2st, sbc
 from rosenblatt.inference import (
-    conditional_flow,
+    conditional_density,
     fit_likelihood,
     fit_posterior,
     sample_posterior,
@@ -320,10 +320,10 @@ def test_the_page_runs_and_its_posterior_is_calibrated(capsys, tmp_path):
     assert "off" not in capsys.readouterr().out
 
 
-def test_an_untrained_conditional_flow_starts_near_the_prior():
+def test_an_untrained_conditional_density_starts_near_the_prior():
     draw = torch.Generator().manual_seed(0)
     theta, x = 3 + 2 * torch.randn(500, 2, generator=draw), torch.randn(500, 1, generator=draw)
-    flow = conditional_flow("nsf", Table(theta, ["a", "b"]), x, seed=0).requires_grad_(False)
+    flow = conditional_density("nsf", Table(theta, ["a", "b"]), x, seed=0).requires_grad_(False)
     plain = Normal(theta.mean(dim=0), theta.std(dim=0)).log_prob(theta).sum(dim=-1)
     assert abs(float((flow.log_prob(theta, x) - plain).mean())) < 0.2
     assert np.isfinite(flow.log_prob(theta.numpy(), x.numpy()).numpy()).all()

@@ -64,7 +64,7 @@ class PairRuntime(LocalRuntime):
         return super().to(batch, torch.float64)
 
 
-class ConditionalFlow(Density):
+class ConditionalDensity(Density):
     """Exact density of a vector given another, both in the user's units.
 
     `log p(v | g) = log p_flow(v | e((g - location) / scale))`, with an embedding network `e` or none. Outside the
@@ -152,7 +152,7 @@ class ConditionalFlow(Density):
         return rows if rows.dtype in (torch.float32, torch.float64) else rows.double()
 
 
-def conditional_flow(
+def conditional_density(
     model: str,
     values: Table,
     given: Tensor,
@@ -162,7 +162,7 @@ def conditional_flow(
     embedding: nn.Module | None = None,
     names: tuple[str, str] = ("x", "context"),
     seed: int | None = None,
-) -> ConditionalFlow:
+) -> ConditionalDensity:
     """Build registered model `model` as a density of `values` given the rows `given` (rows, context), untrained.
 
     `values` are mapped from their `support` to the line and standardised, `given` is standardised; a column of `given`
@@ -178,7 +178,7 @@ def conditional_flow(
     flow = assemble(
         model, values, context=_embedded_width(embedding, width), options=options, supports=support, seed=seed
     )
-    return ConditionalFlow(flow, units, width, embedding=embedding, names=names)
+    return ConditionalDensity(flow, units, width, embedding=embedding, names=names)
 
 
 def fit_conditional(
@@ -191,8 +191,8 @@ def fit_conditional(
     embedding: nn.Module | None = None,
     names: tuple[str, str] = ("x", "context"),
     config: FitConfig | None = None,
-) -> ConditionalFlow:
-    """Learn the density of `values` given `given` by maximum likelihood; see `conditional_flow` for the arguments.
+) -> ConditionalDensity:
+    """Learn the density of `values` given `given` by maximum likelihood; see `conditional_density` for the arguments.
 
     The flow comes back in float64, with the best weights on held-out pairs, and these fixed (`requires_grad_` frees
     them). Remarks on `values` come as `DataWarning`.
@@ -200,7 +200,7 @@ def fit_conditional(
     for text in values.check(support=support):
         warnings.warn(text, DataWarning, stacklevel=3)
     config = FitConfig() if config is None else config
-    density = conditional_flow(
+    density = conditional_density(
         model,
         values,
         given,

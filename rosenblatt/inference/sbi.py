@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rosenblatt.core.errors import OptionError
 from rosenblatt.data import Table
-from rosenblatt.inference.conditional import conditional_flow
+from rosenblatt.inference.conditional import conditional_density
 from rosenblatt.inference.simulation import Ends
 from rosenblatt.preparation import parse_supports
 
@@ -49,7 +49,7 @@ def density_estimator(
         names = ("theta", "x") if of == "posterior" else ("x", "theta")
         values, given = (theta, x) if of == "posterior" else (x, theta)
         columns = [f"{names[0]}{number}" for number in range(values[0].numel())]
-        flow = conditional_flow(
+        flow = conditional_density(
             model,
             Table(values.flatten(1).detach().cpu(), columns),
             given.flatten(1).detach().cpu(),
@@ -78,7 +78,7 @@ def _estimator_class() -> Any:
         raise OptionError(f'sbi: cannot be imported ({error}); run pip install "rosenblatt[sbi]".') from None
 
     class FlowEstimator(base):  # type: ignore[misc]
-        """A `ConditionalFlow` with the shapes of `sbi`: input (sample, batch, *event), condition (batch, *event)."""
+        """A `ConditionalDensity` with the shapes of `sbi`: input (sample, batch, *event), condition (batch, *event)."""
 
         def log_prob(self, input: Tensor, condition: Tensor, **_: Any) -> Tensor:
             """Log-density, (sample, batch)."""

@@ -24,7 +24,7 @@ from torch.distributions import Distribution, constraints
 from rosenblatt.core.errors import DataError, OptionError
 from rosenblatt.core.types import Support
 from rosenblatt.data import Table
-from rosenblatt.inference.conditional import ConditionalFlow, fit_conditional
+from rosenblatt.inference.conditional import ConditionalDensity, fit_conditional
 from rosenblatt.preparation import DataWarning, parse_supports
 from rosenblatt.train import FitConfig
 from rosenblatt.train.runtime import isolated
@@ -75,7 +75,7 @@ def fit_posterior(
     support: Sequence[Ends] | None = None,
     embedding: nn.Module | None = None,
     config: FitConfig | None = None,
-) -> ConditionalFlow:
+) -> ConditionalDensity:
     """Learn the posterior p(theta | x) from draws of the joint law (neural posterior estimation).
 
     Minimises `-mean log q(theta_i | x_i)`, which the posterior alone minimises over all conditional densities.
@@ -126,7 +126,7 @@ def fit_likelihood(
     options: Mapping[str, Any] | None = None,
     support: Sequence[Ends] | None = None,
     config: FitConfig | None = None,
-) -> ConditionalFlow:
+) -> ConditionalDensity:
     """Learn the likelihood p(x | theta) from simulations (neural likelihood estimation).
 
     `theta` may come from any law that covers the prior; `inference.sample_posterior` draws from the posterior under a
