@@ -25,6 +25,7 @@ import torch
 import rosenblatt.models  # noqa: F401 - fills the registry
 from benchmarks.power import ROOT, data_file
 from rosenblatt.core.density import Density
+from rosenblatt.core.errors import InverseError
 from rosenblatt.core.registry import build
 from rosenblatt.core.types import Batch
 from rosenblatt.data import Table, maf_power
@@ -101,11 +102,23 @@ def fit_config(name: str, max_steps: int | None = None, validate_every: int | No
     return FitConfig.from_dict({"seed": config["seed"], **options, "max_steps": steps, "validate_every": every})
 
 
-def mean_and_error(model: Density, table: Table) -> tuple[float, float]:
-    """Mean log-likelihood and its standard error in nats."""
+def score(model: Density, table: Table) -> tuple[float, float, int]:
+    """Mean log-likelihood and its standard error in nats, and the rows left out because the model refused them."""
+    kept, refused = [], 0
     with torch.no_grad():
-        score = torch.cat([model.log_prob(batch.x).double() for batch in table.ordered_batches(4096)])
-    return score.mean().item(), (score.std() / len(score) ** 0.5).item()
+        for batch in table.ordered_batches(4096):
+            x = batch.x
+            while len(x):
+                try:
+                    kept.append(model.log_prob(x).double())
+                    break
+                except InverseError as error:
+                    sound = torch.ones(len(x), dtype=torch.bool)
+                    sound[error.rows] = False
+                    refused += len(error.rows)
+                    x = x[sound]
+    scores = torch.cat(kept)
+    return scores.mean().item(), (scores.std() / len(scores) ** 0.5).item(), refused
 
 
 def train(name: str, tables: tuple[Table, Table, Table]) -> None:
@@ -122,10 +135,11 @@ def train(name: str, tables: tuple[Table, Table, Table]) -> None:
     if report.stopped == "interrupted":
         clock.path.write_text(str(training_seconds))
         raise SystemExit(f"{name}: interrupted at step {report.steps}; the same command goes on.")
-    nats, error = mean_and_error(model, tables[2])
+    nats, error, refused = score(model, tables[2])
     row = {
         "validation_nats": nats,
         "standard_error": error,
+        "refused_rows": refused,
         "selected_at": report.best_validation,
         "parameters": sum(p.numel() for p in model.parameters()),
         "steps": report.steps,
@@ -163,7 +177,7 @@ def calibrate(names: list[str]) -> None:
     for _ in range(CALIBRATION_ROUNDS):
         for name in names:
             seconds[name].append(seconds_per_step(name, small))
-    scoring = {name: cpu_seconds(lambda name=name: mean_and_error(fresh(name).eval(), tables[1])) for name in names}
+    scoring = {name: cpu_seconds(lambda name=name: score(fresh(name).eval(), tables[1])) for name in names}
     config = settings()
     for name in names:
         step = sorted(seconds[name])[CALIBRATION_ROUNDS // 2]
