@@ -28,6 +28,12 @@ def joint():
     return theta, theta + NOISE * torch.randn(2000, 2, generator=draw)
 
 
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    """The package writes its logs into the working folder."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.mark.filterwarnings("ignore")  # sbi's own
 def test_npe_of_sbi_finds_the_conjugate_posterior(package, joint):
     prior = torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))
