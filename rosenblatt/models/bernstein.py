@@ -17,15 +17,13 @@ from __future__ import annotations
 from typing import Any
 
 from rosenblatt.bases import StandardNormal
-from rosenblatt.conditioners.base import Conditioner
-from rosenblatt.conditioners.coupling import Coupling
-from rosenblatt.conditioners.masked import Masked
 from rosenblatt.core.density import Flow
 from rosenblatt.core.errors import OptionError
 from rosenblatt.core.registry import Facts, register
 from rosenblatt.core.transform import Compose
 from rosenblatt.elementwise.bernstein import BernsteinPolynomial
-from rosenblatt.layers.conditional import Conditional
+from rosenblatt.layers.autoregressive import alternating
+from rosenblatt.layers.couplings import couplings
 
 
 @register(
@@ -64,21 +62,10 @@ def bernstein(
     """
     if transforms < 1:
         raise OptionError(f"transforms: {transforms} came, an integer >= 1 was expected.")
-    order = list(range(features))
-    net: dict[str, Any] = {
-        "hidden": hidden,
-        "blocks": blocks,
-        "context": context,
-        "dropout": dropout,
-        "residual": residual,
-    }
-    steps = []
-    for number in range(transforms):
-        polynomial = BernsteinPolynomial(degree=degree, bound=bound)
-        conditioner: Conditioner
-        if coupling:
-            conditioner = Coupling(features, polynomial.spec.size, mask="odd" if number % 2 else "even", **net)
-        else:
-            conditioner = Masked(features, polynomial.spec.size, order=order[::-1] if number % 2 else order, **net)
-        steps.append(Conditional(polynomial, conditioner))
+    maps = [BernsteinPolynomial(degree=degree, bound=bound) for _ in range(transforms)]
+    net: dict[str, Any] = {"hidden": hidden, "blocks": blocks, "residual": residual, "dropout": dropout}
+    if coupling:
+        steps = couplings(maps, features, context, **net)
+    else:
+        steps = alternating(maps, features, context, activation="relu", **net)
     return Flow(Compose(steps), StandardNormal(features), context=context)

@@ -25,7 +25,6 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from rosenblatt.bases import StandardLogistic, StandardNormal
-from rosenblatt.conditioners.coupling import Coupling
 from rosenblatt.core.density import FactorisedDensity, Flow
 from rosenblatt.core.errors import DataError, InverseError, OptionError
 from rosenblatt.core.registry import Facts, register
@@ -34,7 +33,7 @@ from rosenblatt.core.types import Mapped
 from rosenblatt.elementwise.affine import Affine
 from rosenblatt.elementwise.base import Elementwise
 from rosenblatt.elementwise.spline import RationalQuadraticSpline
-from rosenblatt.layers.conditional import Conditional
+from rosenblatt.layers.couplings import couplings
 from rosenblatt.layers.knots import KnotSpline, log_averaged_slopes, weighted_quantiles
 
 SMALLEST_XI = 0.01
@@ -211,20 +210,11 @@ def comet(
         raise OptionError(f"transforms: {transforms} came, an integer >= 1 was expected.")
     if coupling not in ("spline", "affine"):
         raise OptionError(f"coupling: '{coupling}' came, 'spline' or 'affine' was expected.")
-    steps: list[Transform] = [ParetoMarginals(features, tail=tail, bins=marginal_bins)]
-    for number in range(transforms):
-        bend: Elementwise = (
-            RationalQuadraticSpline(bins=bins, bound=bound) if coupling == "spline" else Affine.one_of(transforms)
-        )
-        conditioner = Coupling(
-            features,
-            bend.spec.size,
-            mask="odd" if number % 2 else "even",
-            hidden=hidden,
-            blocks=blocks,
-            context=context,
-            dropout=dropout,
-        )
-        steps.append(Conditional(bend, conditioner))
+    maps: list[Elementwise] = [
+        RationalQuadraticSpline(bins=bins, bound=bound) if coupling == "spline" else Affine.one_of(transforms)
+        for _ in range(transforms)
+    ]
+    marginals = ParetoMarginals(features, tail=tail, bins=marginal_bins)
+    copula = couplings(maps, features, context, hidden=hidden, blocks=blocks, dropout=dropout)
     base: FactorisedDensity = StandardLogistic(features) if coupling == "spline" else StandardNormal(features)
-    return Flow(Compose(steps), base, context=context)
+    return Flow(Compose([marginals, *copula]), base, context=context)

@@ -14,13 +14,12 @@ from __future__ import annotations
 from torch import nn
 
 from rosenblatt.bases import Mixture, StandardNormal
-from rosenblatt.conditioners.coupling import Coupling
 from rosenblatt.core.density import Flow
 from rosenblatt.core.errors import OptionError
 from rosenblatt.core.registry import Facts, register
-from rosenblatt.core.transform import Compose, Transform
+from rosenblatt.core.transform import Compose
 from rosenblatt.elementwise.affine import Affine
-from rosenblatt.layers.conditional import Conditional
+from rosenblatt.layers.couplings import couplings
 from rosenblatt.layers.scaling import ActNorm
 
 
@@ -63,18 +62,7 @@ def flow_mixture(
     for _ in range(components):
         first = ActNorm(features)
         nn.init.normal_(first.shift)  # equal components would stay equal for long
-        steps: list[Transform] = [first]
-        for number in range(transforms):
-            affine = Affine.one_of(transforms)
-            conditioner = Coupling(
-                features,
-                affine.spec.size,
-                mask="odd" if number % 2 else "even",
-                hidden=hidden,
-                blocks=blocks,
-                context=context,
-                dropout=dropout,
-            )
-            steps.append(Conditional(affine, conditioner))
-        flows.append(Flow(Compose(steps), StandardNormal(features), context=context))
+        maps = [Affine.one_of(transforms) for _ in range(transforms)]
+        layers = couplings(maps, features, context, hidden=hidden, blocks=blocks, dropout=dropout)
+        flows.append(Flow(Compose([first, *layers]), StandardNormal(features), context=context))
     return Flow(ActNorm(features), Mixture(flows, context=context, hidden=hidden), context=context)

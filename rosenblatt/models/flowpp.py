@@ -15,7 +15,6 @@ channels and without dequantisation or attention). Published: 32 components.
 from __future__ import annotations
 
 from rosenblatt.bases import StandardNormal
-from rosenblatt.conditioners.coupling import Coupling
 from rosenblatt.core.density import Flow
 from rosenblatt.core.errors import OptionError
 from rosenblatt.core.registry import Facts, register
@@ -23,7 +22,7 @@ from rosenblatt.core.transform import Compose, Transform
 from rosenblatt.elementwise.affine import Affine
 from rosenblatt.elementwise.sigmoid_mixture import LogisticMixture
 from rosenblatt.elementwise.stacked import Stacked
-from rosenblatt.layers.conditional import Conditional
+from rosenblatt.layers.couplings import couplings
 from rosenblatt.layers.orthogonal import mixing
 from rosenblatt.layers.scaling import ActNorm
 
@@ -67,18 +66,8 @@ def flowpp(
     """
     if transforms < 1:
         raise OptionError(f"transforms: {transforms} came, an integer >= 1 was expected.")
+    maps = [Stacked([LogisticMixture(components), Affine.one_of(transforms)]) for _ in range(transforms)]
     steps: list[Transform] = []
-    for number in range(transforms):
-        bend = Stacked([LogisticMixture(components), Affine.one_of(transforms)])
-        conditioner = Coupling(
-            features,
-            bend.spec.size,
-            mask="odd" if number % 2 else "even",
-            hidden=hidden,
-            blocks=blocks,
-            context=context,
-            dropout=dropout,
-            residual=residual,
-        )
-        steps.extend([ActNorm(features), *mixing(linear, features), Conditional(bend, conditioner)])
+    for layer in couplings(maps, features, context, hidden=hidden, blocks=blocks, dropout=dropout, residual=residual):
+        steps.extend([ActNorm(features), *mixing(linear, features), layer])
     return Flow(Compose(steps), StandardNormal(features), context=context)

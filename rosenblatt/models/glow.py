@@ -21,7 +21,6 @@ from typing import Any
 
 from rosenblatt.bases import StandardNormal
 from rosenblatt.conditioners.conv_coupling import ConvCoupling
-from rosenblatt.conditioners.coupling import Coupling
 from rosenblatt.core.density import Flow
 from rosenblatt.core.errors import OptionError
 from rosenblatt.core.registry import Facts, register
@@ -29,6 +28,7 @@ from rosenblatt.core.transform import Compose, Transform
 from rosenblatt.elementwise.affine import Affine
 from rosenblatt.layers.conditional import Conditional
 from rosenblatt.layers.convolution import convolution_steps
+from rosenblatt.layers.couplings import couplings
 from rosenblatt.layers.orthogonal import mixing
 from rosenblatt.layers.scaling import ActNorm
 from rosenblatt.layers.shape import PerPixel, Shape, Squeeze, image_shape, multi_scale
@@ -94,11 +94,10 @@ def glow(
 
 
 def _table_steps(features: int, transforms: int, linear: str, net: dict[str, Any]) -> list[Transform]:
+    maps = [Affine.one_of(transforms) for _ in range(transforms)]
     steps: list[Transform] = []
-    for number in range(transforms):
-        affine = Affine.one_of(transforms)
-        conditioner = Coupling(features, affine.spec.size, mask="odd" if number % 2 else "even", **net)
-        steps.extend([ActNorm(features), *mixing(linear, features), Conditional(affine, conditioner)])
+    for layer in couplings(maps, features, **net):
+        steps.extend([ActNorm(features), *mixing(linear, features), layer])
     return steps
 
 

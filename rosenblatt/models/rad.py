@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from rosenblatt.bases import StandardNormal
-from rosenblatt.conditioners.coupling import Coupling
 from rosenblatt.core.density import Density, Flow, fresh_generator
 from rosenblatt.core.errors import OptionError
 from rosenblatt.core.logspace import soft_bound
@@ -28,7 +27,7 @@ from rosenblatt.core.registry import Facts, register
 from rosenblatt.core.transform import Compose, Transform
 from rosenblatt.elementwise.affine import Affine
 from rosenblatt.elementwise.closed import signed
-from rosenblatt.layers.conditional import Conditional
+from rosenblatt.layers.couplings import couplings
 from rosenblatt.layers.linear import LU
 from rosenblatt.layers.scaling import ActNorm
 from rosenblatt.nets import MLP
@@ -124,19 +123,8 @@ def rad(
     """
     if transforms < 1:
         raise OptionError(f"transforms: {transforms} came, an integer >= 1 was expected.")
+    maps = [Affine.one_of(transforms) for _ in range(transforms)]
     steps: list[Transform] = [ActNorm(features)]
-    for number in range(transforms):
-        if features > 1:
-            steps.append(LU(features))
-        affine = Affine.one_of(transforms)
-        conditioner = Coupling(
-            features,
-            affine.spec.size,
-            mask="odd" if number % 2 else "even",
-            hidden=hidden,
-            blocks=blocks,
-            context=context,
-            dropout=dropout,
-        )
-        steps.append(Conditional(affine, conditioner))
+    for layer in couplings(maps, features, context, hidden=hidden, blocks=blocks, dropout=dropout):
+        steps.extend([LU(features), layer] if features > 1 else [layer])
     return Flow(Compose(steps), Folded(features, context=context, hidden=hidden, blocks=blocks), context=context)

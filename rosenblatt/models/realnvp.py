@@ -21,7 +21,6 @@ from typing import Any
 
 from rosenblatt.bases import choose
 from rosenblatt.conditioners.conv_coupling import ConvCoupling
-from rosenblatt.conditioners.coupling import Coupling
 from rosenblatt.core.density import Flow
 from rosenblatt.core.errors import OptionError
 from rosenblatt.core.registry import Facts, register
@@ -31,6 +30,7 @@ from rosenblatt.elementwise.affine import Affine
 from rosenblatt.elementwise.base import Elementwise
 from rosenblatt.layers.batch_norm import BatchNorm
 from rosenblatt.layers.conditional import Conditional
+from rosenblatt.layers.couplings import couplings
 from rosenblatt.layers.scaling import ActNorm
 from rosenblatt.layers.shape import Shape, Squeeze, image_shape, multi_scale
 
@@ -97,13 +97,9 @@ def realnvp(
     elif levels != 1:
         raise OptionError("levels: these are for images; pass image=[channels, height, width] with them.")
     else:
-        for number in range(transforms):
-            elementwise = _map(additive, transforms)
-            mask = "odd" if number % 2 else "even"
-            conditioner = Coupling(features, elementwise.spec.size, mask=mask, **net)
-            steps.append(Conditional(elementwise, conditioner))
-            if batch_norm:
-                steps.append(BatchNorm(features))
+        maps = [_map(additive, transforms) for _ in range(transforms)]
+        for layer in couplings(maps, features, **net):
+            steps.extend([layer, BatchNorm(features)] if batch_norm else [layer])
     if additive:
         steps.append(ActNorm(features))
     return Flow(Compose(steps), choose(base, features, context), context=context)

@@ -17,7 +17,6 @@ import math
 from typing import Any
 
 from rosenblatt.bases import Box
-from rosenblatt.conditioners.coupling import Coupling
 from rosenblatt.core.density import Flow
 from rosenblatt.core.errors import OptionError
 from rosenblatt.core.registry import Facts, register
@@ -26,7 +25,7 @@ from rosenblatt.core.types import Support
 from rosenblatt.elementwise.base import Elementwise
 from rosenblatt.elementwise.circular import circle_map
 from rosenblatt.layers.autoregressive import alternating
-from rosenblatt.layers.conditional import Conditional
+from rosenblatt.layers.couplings import couplings
 
 
 @register(
@@ -73,11 +72,7 @@ def torus(
     net: dict[str, Any] = {"hidden": hidden, "blocks": blocks, "residual": residual, "dropout": dropout}
     net["angles"] = range(features)
     if coupling:
-        masks = ["odd" if number % 2 else "even" for number in range(transforms)]
-        layers = [
-            Conditional(bend, Coupling(features, bend.spec.size, mask=mask, context=context, **net))
-            for bend, mask in zip(maps, masks, strict=True)
-        ]
+        layers = couplings(maps, features, context, **net)
     else:
         layers = alternating(maps, features, context, activation="relu", **net)
     supports = [Support(-math.pi, math.pi)] * features
