@@ -21,7 +21,6 @@ from rosenblatt.data import TOYS, Table
 from rosenblatt.layers.continuous import ContinuousFlow, recorded_energy
 from rosenblatt.layers.scaling import Standardise
 from rosenblatt.layers.velocity import Velocity
-from rosenblatt.models.ffjord import paper_config
 from rosenblatt.objectives import NLL, EnergyPenalty, FlowMatching, measure_of
 from rosenblatt.testing.tables import disturbed
 from rosenblatt.train import FitConfig, Fitter, RunFolder
@@ -288,7 +287,3 @@ def test_options_are_checked():
         FlowMatching()(stacked, Batch(torch.zeros(3, 2)), torch.Generator())
     with pytest.raises(OptionError, match="whose last step is a continuous one"):
         FlowMatching()(StandardNormal(2), Batch(torch.zeros(3, 2)), torch.Generator())
-    assert paper_config("power")["model"]["transforms"] == 5
-    build("ffjord", 6, options=paper_config("power")["model"])
-    with pytest.raises(OptionError, match="dataset: 'mnist' came"):
-        paper_config("mnist")

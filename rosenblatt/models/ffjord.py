@@ -18,8 +18,6 @@ judged by the same number of steps.
 
 from __future__ import annotations
 
-from typing import Any
-
 from rosenblatt.bases import StandardNormal
 from rosenblatt.core.density import Flow
 from rosenblatt.core.errors import OptionError
@@ -67,7 +65,7 @@ def ffjord(
 
     `activation` is "tanh", "softplus" or "silu"; `solver`, `trace` and `tolerance` are those of `ContinuousFlow`, with
     the trace "exact" up to 8 columns and "auto" (an estimate in training) beyond, unless it is given.
-    `kinetic` and `jacobian` (published: 0.01 each) weigh the penalties of the training loss. Raises `OptionError` for
+    `kinetic` and `jacobian` weigh the penalties of the training loss. Raises `OptionError` for
     sizes that make no model.
 
     >>> import torch
@@ -87,24 +85,3 @@ def ffjord(
     if kinetic or jacobian:
         model.objective = EnergyPenalty(kinetic=kinetic, jacobian=jacobian)
     return model
-
-
-def paper_config(dataset: str) -> dict[str, Any]:
-    """Return the published network and training settings for one of the five UCI tables.
-
-    Adam at 1e-3 on large batches; time steps were adaptive (dormand-prince, tolerance 1e-5), here they are fixed.
-    """
-    known: dict[str, tuple[str, int, int, int, int]] = {
-        "power": ("tanh", 3, 6 * 10, 5, 10_000),
-        "gas": ("tanh", 3, 8 * 20, 5, 1000),
-        "hepmass": ("softplus", 2, 21 * 10, 10, 10_000),
-        "miniboone": ("softplus", 2, 43 * 20, 1, 1000),
-        "bsds300": ("softplus", 3, 63 * 20, 2, 10_000),
-    }
-    if dataset not in known:
-        raise OptionError(f"dataset: '{dataset}' came; settings are known for {', '.join(known)}.")
-    activation, layers, hidden, transforms, batch = known[dataset]
-    return {
-        "model": {"transforms": transforms, "hidden": hidden, "layers": layers, "activation": activation},
-        "fit": {"learning_rate": 1e-3, "schedule": "constant", "batch_size": batch},
-    }
