@@ -11,6 +11,7 @@ from torch import Tensor
 from rosenblatt.core.density import Density, Flow
 from rosenblatt.data import TOYS, Table
 from rosenblatt.layers.scaling import Standardise
+from rosenblatt.testing.tables import seeded
 from rosenblatt.train import FitConfig, Fitter
 
 BATCH = 512
@@ -41,9 +42,7 @@ def trained(
     location, scale = rows.mean(dim=0), rows.std(dim=0)
     if not standardise:
         location, scale = torch.zeros_like(location), torch.ones_like(scale)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = make()
+    model = seeded(make)
     config = FitConfig(
         max_steps=steps, batch_size=BATCH, learning_rate=learning_rate, validation_fraction=0.0, patience=None
     )

@@ -11,6 +11,7 @@ from benchmarks.checks.common import CHECKERBOARD, TEST_ROWS, Check, fresh_rows,
 from rosenblatt.core.density import Density
 from rosenblatt.elementwise.elf import ExactLipschitz, relu_constant
 from rosenblatt.models.elf import elf
+from rosenblatt.testing.tables import disturbed, seeded
 
 METHOD = "S5 ELF"
 NETS, UNITS = 1000, 64
@@ -67,11 +68,7 @@ def slopes(inner: Tensor, offset: Tensor, outer: Tensor, x: Tensor) -> tuple[Ten
 
 def exactness() -> Iterator[Check]:
     """Log-determinant against autodiff, the root search, and the fixed point that the paper iterates."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = elf(3, transforms=2, units=16, hidden=32).double().eval()
-        for parameter in model.parameters():
-            parameter.data += 0.3 * torch.randn_like(parameter)
+    model = disturbed(seeded(lambda: elf(3, transforms=2, units=16, hidden=32)), 0.3).double()
     draw = torch.Generator().manual_seed(1)
     x = torch.randn(64, 3, generator=draw, dtype=torch.float64)
     jacobian = torch.func.vmap(torch.func.jacrev(lambda row: model.transform(row).value))(x)

@@ -21,6 +21,7 @@ from rosenblatt.layers.conditional import Conditional
 from rosenblatt.models.made_mixture import made_mixture
 from rosenblatt.models.maf import maf
 from rosenblatt.models.realnvp import realnvp
+from rosenblatt.testing.tables import seeded
 from rosenblatt.train import FitConfig, Fitter
 
 METHOD = "S15 MAF"
@@ -96,9 +97,7 @@ def ladder() -> Iterator[Check]:
         ("RealNVP(5)", lambda: realnvp(6, transforms=5, hidden=96)),
         ("MADE-MoG", lambda: made_mixture(6, components=10, hidden=96, residual=False)),
     ):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model = make()
+        model = seeded(make)
         Fitter(config, progress=False).fit(model, train)
         scores[name] = -test_nats(model, validation.values)
     published = {"MADE": -3.08, "MAF(5)": 0.14, "RealNVP(5)": -0.02, "MADE-MoG": 0.40}
