@@ -64,9 +64,8 @@ def ffjord(
     """Build a continuous flow for `features` columns: `transforms` fields, each with `steps` steps and `layers` layers.
 
     `activation` is "tanh", "softplus" or "silu"; `solver`, `trace` and `tolerance` are those of `ContinuousFlow`, with
-    the trace "exact" up to 8 columns and "auto" (an estimate in training) beyond, unless it is given.
-    `kinetic` and `jacobian` weigh the penalties of the training loss. Raises `OptionError` for
-    sizes that make no model.
+    the trace "exact" up to 8 columns and "auto" (an estimate in training) beyond, unless it is given. `kinetic` and
+    `jacobian` weigh the penalties of the training loss. Raises `OptionError` for sizes that make no model.
 
     >>> import torch
     >>> ffjord(3, hidden=16, steps=2).log_prob(torch.zeros(4, 3)).shape
