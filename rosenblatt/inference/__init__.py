@@ -1,6 +1,6 @@
 """Posteriors: from a log-density by variational inference, from a simulator by learned densities."""
 
-from rosenblatt.inference.conditional import ConditionalDensity, conditional_density, fit_conditional
+from rosenblatt.conditional import ConditionalDensity, conditional_density, fit_conditional
 from rosenblatt.inference.ensemble_slice import PosteriorDraws, sample_posterior
 from rosenblatt.inference.importance import ImportanceSample, ImportanceWarning, importance_sample
 from rosenblatt.inference.simulation import Simulations, fit_likelihood, fit_posterior, simulate

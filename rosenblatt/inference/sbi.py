@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rosenblatt.conditional import conditional_density
 from rosenblatt.core.errors import OptionError
 from rosenblatt.data import Table
-from rosenblatt.inference.conditional import conditional_density
 from rosenblatt.inference.simulation import Ends
 from rosenblatt.preparation import parse_supports
 

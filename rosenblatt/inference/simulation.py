@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
+from rosenblatt.conditional import ConditionalDensity, fit_conditional
 from rosenblatt.core.errors import DataError, OptionError
 from rosenblatt.core.types import Support
 from rosenblatt.data import Table
-from rosenblatt.inference.conditional import ConditionalDensity, fit_conditional
 from rosenblatt.preparation import DataWarning, parse_supports
 from rosenblatt.train import FitConfig
 from rosenblatt.train.runtime import isolated
