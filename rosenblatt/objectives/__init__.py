@@ -4,5 +4,28 @@ from rosenblatt.objectives.bounds import VariationalBound
 from rosenblatt.objectives.energy import EnergyPenalty
 from rosenblatt.objectives.flow_matching import FlowMatching
 from rosenblatt.objectives.likelihood import NLL, Objective, measure_of
+from rosenblatt.objectives.rules import (
+    crps_from_quantiles,
+    crps_from_samples,
+    energy_score,
+    interval_score,
+    log_score,
+    pinball,
+    variogram_score,
+)
 
-__all__ = ["NLL", "EnergyPenalty", "FlowMatching", "Objective", "VariationalBound", "measure_of"]
+__all__ = [
+    "NLL",
+    "EnergyPenalty",
+    "FlowMatching",
+    "Objective",
+    "VariationalBound",
+    "crps_from_quantiles",
+    "crps_from_samples",
+    "energy_score",
+    "interval_score",
+    "log_score",
+    "measure_of",
+    "pinball",
+    "variogram_score",
+]
