@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from rosenblatt.assembly import TableFlow, assemble
 from rosenblatt.core.density import Density
 from rosenblatt.core.errors import DataError, OptionError
+from rosenblatt.core.laws import Law
 from rosenblatt.core.types import Batch, Likelihood, Support
 from rosenblatt.data import Table
 from rosenblatt.layers.units import Units
+from rosenblatt.objectives.closed import closed_law
 from rosenblatt.preparation import DataWarning
 from rosenblatt.train import FitConfig, FitReport, Fitter, LocalRuntime
 
@@ -119,6 +121,10 @@ class ConditionalDensity(Density):
         x, context = self._rows(x), self._rows(context)
         self.check(x, context)
         return self.flow.to_uniform(x, self.encode(context))
+
+    def closed_law(self, context: Tensor | None = None) -> Law | None:
+        """The law of the one feature given each row of `context`, where formulas for it are known."""
+        return closed_law(self.flow, self.encode(self._rows(context)))
 
     def encode(self, context: Tensor) -> Tensor:
         """What the flow is told of the given rows; NaN for a row that holds a number which is not finite."""

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from rosenblatt.core.laws import Law
 from rosenblatt.core.types import Likelihood, Mapped
 
 
@@ -33,6 +34,13 @@ class Transform(nn.Module, ABC):
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Mapped:
         """Map `y` back towards the data; `log_det` is log|det d value / d y|."""
 
+    def closed_law(self, law: Law, context: Tensor | None = None) -> Law | None:
+        """For one feature: the law of x where `forward(x)` has `law`, or None where no formula is known for it.
+
+        One law for each row of `context`, shape (*batch).
+        """
+        return None
+
 
 class Identity(Transform):
     """The map that leaves every vector alone: `value = x`, `log_det = 0`."""
@@ -44,6 +52,10 @@ class Identity(Transform):
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Mapped:
         """Return `y` and zeros."""
         return self.forward(y)
+
+    def closed_law(self, law: Law, context: Tensor | None = None) -> Law | None:
+        """Return `law`."""
+        return law
 
 
 class Compose(Transform):
@@ -85,6 +97,13 @@ class Compose(Transform):
             y, step_log_det = step.inverse(y, context)
             log_det = log_det + step_log_det
         return Mapped(y, log_det)
+
+    def closed_law(self, law: Law, context: Tensor | None = None) -> Law | None:
+        """Carry `law` through every step towards the data."""
+        carried: Law | None = law
+        for step in reversed(self.steps):
+            carried = None if carried is None else step.closed_law(carried, context)
+        return carried
 
 
 class Inverse(Transform):

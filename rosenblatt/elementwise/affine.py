@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rosenblatt.core.errors import OptionError
+from rosenblatt.core.laws import Law
 from rosenblatt.core.types import Mapped, ParamSpec
 from rosenblatt.elementwise.fused import Fused
 
@@ -90,6 +91,11 @@ class Affine(Fused):
         scale = self._scale(share)
         value = torch.addcdiv(shift, y, scale)
         return Mapped(value, scale.log().neg_().expand_as(value))
+
+    def closed_law(self, law: Law, theta: Tensor) -> Law | None:
+        """Unscale, then unshift."""
+        shift, share = self._decode(theta.double())
+        return law.moved(shift, 1 / self._scale(share))
 
     def _decode(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """The shift, and how far the scale lies between its bounds."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
+from rosenblatt.core.laws import Law
 from rosenblatt.core.logspace import log_logistic_density, logit_difference
 from rosenblatt.core.roots import Increasing, attach_gradient, find_root
 from rosenblatt.core.types import REAL, Mapped, ParamSpec, Support
@@ -38,6 +39,13 @@ class Elementwise(nn.Module, ABC):
     @abstractmethod
     def forward(self, x: Tensor, theta: Tensor) -> Mapped:
         """Map `x` and return the log-derivative of the map that ran."""
+
+    def closed_law(self, law: Law, theta: Tensor) -> Law | None:
+        """The law of x where `forward(x, theta)` has `law`, or None where no formula is known for it.
+
+        Shapes: `theta` (*batch, spec.size), and one law for each element of *batch.
+        """
+        return None
 
     def bind(self, theta: Tensor) -> Increasing:
         """The map at fixed `theta` (rows, spec.size), decoded once for a root search."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.special import ndtri
 
 from rosenblatt.core.errors import OptionError
+from rosenblatt.core.laws import Law, NormalLaw
 from rosenblatt.core.logspace import soft_bound
 from rosenblatt.core.roots import attach_gradient, find_root
 from rosenblatt.core.types import Mapped, ParamSpec
@@ -83,6 +84,13 @@ class NormalMixture(Elementwise):
             root = find_root(bound, target, self.domain, tolerance=ROOT_TOLERANCE[y.dtype]).to(y.dtype).reshape(shape)
         x = attach_gradient(root, y, theta, self.forward)
         return Mapped(x, -self.forward(x, theta).log_det)
+
+    def closed_law(self, law: Law, theta: Tensor) -> Law | None:
+        """The mixture itself, in front of the standard normal."""
+        if not (isinstance(law, NormalLaw) and law.standard):
+            return None
+        log_weight, log_slope, location = self._decode(theta.double())
+        return NormalLaw(torch.exp(log_weight), location, torch.exp(-log_slope))
 
     def _decode(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         parts = self.spec.split(theta)

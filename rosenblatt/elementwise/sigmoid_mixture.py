@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from rosenblatt.core.errors import OptionError
+from rosenblatt.core.laws import Law, LogisticLaw
 from rosenblatt.core.logspace import log_one_minus_exp, soft_bound
 from rosenblatt.core.types import Mapped, ParamSpec
 from rosenblatt.elementwise.base import Elementwise, UnitElementwise
@@ -47,6 +48,13 @@ class LogisticMixture(UnitElementwise):
         log_weight, location, log_slope = self._decode(theta.to(x.dtype))
         z = torch.exp(log_slope) * (_bounded(x).unsqueeze(-1) - location)
         return _logit_mixture(z, log_weight, log_slope)
+
+    def closed_law(self, law: Law, theta: Tensor) -> Law | None:
+        """The mixture itself, in front of the standard logistic."""
+        if not (isinstance(law, LogisticLaw) and law.standard):
+            return None
+        log_weight, location, log_slope = self._decode(theta.double())
+        return LogisticLaw(torch.exp(log_weight), location, torch.exp(-log_slope))
 
     def bind(self, theta: Tensor) -> _BoundMixtures:
         """Decode once for a root search."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rosenblatt.core.errors import DataError
+from rosenblatt.core.laws import Law
 from rosenblatt.core.logspace import soft_bound
 from rosenblatt.core.transform import Transform
 from rosenblatt.core.types import Likelihood, Mapped
@@ -93,6 +94,13 @@ class BatchNorm(Transform):
         log_scale = self._log_scale(self.variance)
         value = (y - self.shift) * torch.exp(-log_scale) + self.mean
         return Mapped(value, -log_scale.sum().expand(y.shape[:-1]))
+
+    def closed_law(self, law: Law, context: Tensor | None = None) -> Law | None:
+        """Undo shift and scale with the stored statistics, for one column; None with those of a batch."""
+        if self.training or len(self.shift) != 1:
+            return None
+        scale = torch.exp(-self._log_scale(self.variance).double())
+        return law.moved((self.mean.double() - self.shift * scale)[0], scale[0])
 
     def _log_scale(self, variance: Tensor) -> Tensor:
         return soft_bound(self.log_scale, LOG_SCALE_BOUND) - 0.5 * torch.log(variance)

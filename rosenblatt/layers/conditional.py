@@ -8,6 +8,7 @@ from torch import Tensor
 from rosenblatt.conditioners.base import Conditioner
 from rosenblatt.core.eager import runs_eagerly
 from rosenblatt.core.errors import InverseError, OptionError
+from rosenblatt.core.laws import Law
 from rosenblatt.core.transform import Transform
 from rosenblatt.core.types import Mapped
 from rosenblatt.elementwise.base import Elementwise
@@ -67,6 +68,15 @@ class Conditional(Transform):
         if not self.conditioner.in_order:
             solved = solved.index_select(0, self.conditioner.position)
         return Mapped(solved.t().reshape(y.shape), log_det.reshape(y.shape[:-1]))
+
+    def closed_law(self, law: Law, context: Tensor | None = None) -> Law | None:
+        """Ask the elementwise map of the one column, whose parameters depend on `context` alone."""
+        if self.conditioner.features != 1:
+            return None
+        like = next(self.conditioner.parameters()) if context is None else context
+        batch = () if context is None else context.shape[:-1]
+        theta = self.conditioner(like.new_zeros(*batch, 1), context)
+        return self.elementwise.closed_law(law, theta.squeeze(-2))
 
     def _inverse_with_tape(self, y: Tensor, context: Tensor | None) -> Mapped:
         x = torch.zeros_like(y)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rosenblatt.core.errors import DataError, OptionError
+from rosenblatt.core.laws import Law
 from rosenblatt.core.logspace import soft_bound
 from rosenblatt.core.transform import Transform
 from rosenblatt.core.types import Mapped
@@ -54,6 +55,10 @@ class Standardise(Transform):
         """Multiply, then add."""
         value = (y * self.scale + self.location).to(y.dtype)
         return Mapped(value, self._log_scale(y))
+
+    def closed_law(self, law: Law, context: Tensor | None = None) -> Law | None:
+        """Multiply, then add, for one column."""
+        return law.moved(self.location[0], self.scale[0]) if len(self.scale) == 1 else None
 
     def _log_scale(self, x: Tensor) -> Tensor:
         return torch.log(self.scale).sum().to(x.dtype).expand(x.shape[:-1])
@@ -117,6 +122,12 @@ class ActNorm(Transform):
         log_scale = self._log_scale()
         value = y * torch.exp(-log_scale) + self.shift + self.location
         return Mapped(value, -log_scale.sum().expand(y.shape[:-1]))
+
+    def closed_law(self, law: Law, context: Tensor | None = None) -> Law | None:
+        """Unscale, then unshift, for one column."""
+        if len(self.shift) != 1:
+            return None
+        return law.moved((self.shift.double() + self.location)[0], torch.exp(-self._log_scale().double())[0])
 
     def _log_scale(self) -> Tensor:
         return self.start_log_scale + soft_bound(self.log_scale, LOG_SCALE_BOUND)

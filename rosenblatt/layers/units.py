@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from rosenblatt.core.laws import Law
 from rosenblatt.core.transform import Compose, Transform
 from rosenblatt.core.types import Mapped, Support
 from rosenblatt.layers.scaling import Standardise
@@ -63,3 +64,7 @@ class Units(Transform):
         """Map back to the user's columns, in float64."""
         value, log_det = self.map.inverse(y.double())
         return Mapped(value, log_det)
+
+    def closed_law(self, law: Law, context: Tensor | None = None) -> Law | None:
+        """Carry `law` to the user's column, where no support bends it."""
+        return self.map.closed_law(law)

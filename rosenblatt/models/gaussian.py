@@ -18,6 +18,7 @@ from torch import Tensor
 from rosenblatt.bases import StandardNormal
 from rosenblatt.core.density import Flow
 from rosenblatt.core.errors import DataError, OptionError
+from rosenblatt.core.laws import Law
 from rosenblatt.core.registry import Facts, register
 from rosenblatt.core.transform import Transform
 from rosenblatt.core.types import Mapped
@@ -49,6 +50,12 @@ class _Whitening(Transform):
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Mapped:
         x = (self.factor.double() @ y.double().unsqueeze(-1)).squeeze(-1) + self._mean(context)
         return Mapped(x.to(y.dtype), self._log_det(y))
+
+    def closed_law(self, law: Law, context: Tensor | None = None) -> Law | None:
+        """Multiply, then add, for one column."""
+        if len(self.location) != 1:
+            return None
+        return law.moved(self._mean(context)[..., 0], self.factor.double()[0, 0])
 
     def _mean(self, context: Tensor | None) -> Tensor:
         mean = self.location.double()

@@ -1,6 +1,7 @@
 """What a model is trained to do: losses per row."""
 
 from rosenblatt.objectives.bounds import VariationalBound
+from rosenblatt.objectives.closed import closed_crps, closed_law
 from rosenblatt.objectives.energy import EnergyPenalty
 from rosenblatt.objectives.flow_matching import FlowMatching
 from rosenblatt.objectives.likelihood import NLL, Objective, measure_of
@@ -20,6 +21,8 @@ __all__ = [
     "FlowMatching",
     "Objective",
     "VariationalBound",
+    "closed_crps",
+    "closed_law",
     "crps_from_quantiles",
     "crps_from_samples",
     "energy_score",
