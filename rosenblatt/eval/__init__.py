@@ -17,34 +17,53 @@ from rosenblatt.eval.calibration import (
     rosenblatt_report,
     uniformity,
 )
+from rosenblatt.eval.coverage import Coverage, GroupCoverage, clopper_pearson, coverage, coverage_by_group, holm
 from rosenblatt.eval.distances import energy_distance, mmd, sliced_wasserstein
 from rosenblatt.eval.mass import KernelProposal, grid_mass, importance_mass
+from rosenblatt.eval.pits import PitHistogram, pit_histogram, randomised_pit, sample_pit
+from rosenblatt.eval.reliability import Reliability, reliability, reliability_band
 from rosenblatt.eval.sbc import SBCReport, sbc
+from rosenblatt.eval.sharpness import Sharpness, sharpness
 from rosenblatt.eval.tails import ColumnTail, TailReport, exponential_p_value, tail_report
 
 __all__ = [
     "ColumnTail",
+    "Coverage",
     "Difference",
     "Estimate",
+    "GroupCoverage",
     "KernelProposal",
+    "PitHistogram",
+    "Reliability",
     "RosenblattReport",
     "SBCReport",
+    "Sharpness",
     "TailReport",
     "Uniformity",
     "bits_per_dimension",
     "c2st",
+    "clopper_pearson",
+    "coverage",
+    "coverage_by_group",
     "dkw_band",
     "energy_distance",
     "exponential_p_value",
     "grid_mass",
+    "holm",
     "importance_mass",
     "mean_log_prob",
     "mmd",
     "nats_from_bits",
     "paired_difference",
     "pit_bands",
+    "pit_histogram",
+    "randomised_pit",
+    "reliability",
+    "reliability_band",
     "rosenblatt_report",
+    "sample_pit",
     "sbc",
+    "sharpness",
     "sliced_wasserstein",
     "tail_report",
     "uniformity",
