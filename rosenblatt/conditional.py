@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from rosenblatt.assembly import TableFlow, assemble
-from rosenblatt.core.density import Density
+from rosenblatt.core.density import Density, Objective
 from rosenblatt.core.errors import DataError, OptionError
 from rosenblatt.core.laws import Law
 from rosenblatt.core.types import Batch, Likelihood, Support
@@ -66,6 +66,20 @@ class PairRuntime(LocalRuntime):
         return super().to(batch, torch.float64)
 
 
+class EncodedObjective:
+    """The loss that a flow names for itself, of what the flow is told of the given rows."""
+
+    def __init__(self, objective: Objective) -> None:
+        self.objective = objective
+        self.measure = getattr(objective, "measure", "minus loss")
+
+    def __call__(self, model: Density, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Losses of `batch`, whose context is encoded first."""
+        density = cast(ConditionalDensity, model)
+        assert batch.context is not None
+        return self.objective(density.flow, batch._replace(context=density.encode(batch.context)), generator)
+
+
 class ConditionalDensity(Density):
     """Exact density of a vector given another, both in the user's units.
 
@@ -89,6 +103,7 @@ class ConditionalDensity(Density):
     ) -> None:
         super().__init__()
         self.flow = flow
+        self.objective = None if flow.objective is None else EncodedObjective(flow.objective)
         self.given_units = given_units
         self.embedding = embedding
         self.features = flow.features

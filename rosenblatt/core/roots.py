@@ -20,6 +20,7 @@ CHECK_EVERY = 3  # steps between compactions of the rows still searched
 MAX_STEPS = 1200  # bisection from 4 to the smallest positive float64 takes 1077
 FIRST_BRACKET = 4.0
 CLOSE = 1e-9  # half-width, relative, of the bracket first tried around a guess
+TRACED_STEPS, TRACED_REACH = 64, 92.0  # halvings of the line between -sinh(92) and sinh(92), about 4e39
 MAX_EXPANSIONS = 66  # 4 ** 66 exceeds the range of float32
 
 
@@ -54,6 +55,30 @@ def find_root(
     bracket = _bracket(function, y, support, rows) if guess is None else _near(function, y, support, rows, guess)
     x[rows] = _chandrupatla(function, y, bracket, tolerance, rows)
     return x
+
+
+def find_root_traced(map_: Callable[[Tensor], Mapped], y: Tensor, support: Support, *, tolerance: float) -> Tensor:
+    """Solve `map_(x).value = y` by a fixed number of operations, as `vmap`, `compile`, `export` and meta tensors need.
+
+    The line is halved on the scale of arsinh(x), 64 times, in float64. Two Newton steps, which a tracer differentiates,
+    then bring in the derivatives of the root, right up to the third. What does not come within `tolerance` (as in
+    `find_root`, or within some ulp of the root) is answered with NaN, since nothing can be raised here.
+    """
+    reach = torch.full_like(y, TRACED_REACH)
+    low, high = -reach, reach
+    target = y.detach()
+    for _ in range(TRACED_STEPS):
+        middle = 0.5 * (low + high)
+        below = map_(torch.sinh(middle).clamp(support.lower, support.upper)).value.detach() < target
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    x = torch.sinh(0.5 * (low + high)).clamp(support.lower, support.upper)
+    for _ in range(2):
+        value, log_slope = map_(x)
+        x = x + (y - value) * torch.exp(-log_slope)
+    value, log_slope = map_(x)
+    stored = 16 * torch.finfo(y.dtype).eps * torch.exp(log_slope) * x.abs()
+    close = (value - y).abs() <= tolerance * (1 + y.abs()) + stored
+    return torch.where(close, x, torch.nan)
 
 
 class _Bracket(NamedTuple):

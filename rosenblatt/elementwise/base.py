@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
+from rosenblatt.core.eager import runs_eagerly
 from rosenblatt.core.laws import Law
 from rosenblatt.core.logspace import log_logistic_density, logit_difference
-from rosenblatt.core.roots import Increasing, attach_gradient, find_root
+from rosenblatt.core.roots import Increasing, attach_gradient, find_root, find_root_traced
 from rosenblatt.core.types import REAL, Mapped, ParamSpec, Support
 
 ROOT_TOLERANCE = {
@@ -54,8 +55,10 @@ class Elementwise(nn.Module, ABC):
     def inverse(self, y: Tensor, theta: Tensor) -> Mapped:
         """Solve `forward(x) = y`; exact to rounding, differentiable in `y` and `theta`.
 
-        Raises `InverseError` naming the rows where the search did not converge.
+        Raises `InverseError` naming the rows where the search did not converge (NaN inside compile, export, `vmap`).
         """
+        if y.is_meta or not runs_eagerly():
+            return self._traced_inverse(y, theta)
         with torch.no_grad():
             shape = torch.broadcast_shapes(y.shape, theta.shape[:-1])
             flat_y = y.detach().expand(shape).reshape(-1).double()
@@ -65,6 +68,15 @@ class Elementwise(nn.Module, ABC):
             root = find_root(self.bind(flat_theta), flat_y, self.domain, tolerance=ROOT_TOLERANCE[y.dtype])
             root = root.to(y.dtype).reshape(shape)
         x = attach_gradient(root, y, theta, self.forward)
+        return Mapped(x, -self.forward(x, theta).log_det)
+
+    def _traced_inverse(self, y: Tensor, theta: Tensor) -> Mapped:
+        wide = theta.double()
+        shape = torch.broadcast_shapes(y.shape, theta.shape[:-1])
+        tolerance = ROOT_TOLERANCE[y.dtype]
+        target = y.double().expand(shape)
+        root = find_root_traced(lambda x: self.forward(x, wide), target, self.domain, tolerance=tolerance)
+        x = root.to(y.dtype)
         return Mapped(x, -self.forward(x, theta).log_det)
 
 

@@ -72,7 +72,8 @@ def _aligned(x: Tensor, theta: Tensor, shape: torch.Size) -> tuple[Tensor, Tenso
     shared = lead != shape and lead == shape[len(shape) - len(lead) :]
     vectors = theta if shared else theta.expand(*shape, theta.shape[-1])
     vectors = vectors.reshape(-1, theta.shape[-1])
-    return x.expand(shape).reshape(-1, len(vectors)) if len(vectors) else x.reshape(1, 0), vectors
+    count = vectors.shape[0]  # len() would fix it in an exported graph
+    return x.expand(shape).reshape(-1, count) if count else x.reshape(1, 0), vectors
 
 
 def _joined(parts: list[Tensor], points: Tensor) -> Tensor:

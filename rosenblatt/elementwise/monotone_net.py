@@ -177,7 +177,7 @@ class MonotoneNet(Fused, UnitElementwise):
 
         Raises `InverseError` naming the rows where the search did not converge.
         """
-        if not runs_eagerly():
+        if y.is_meta or not runs_eagerly():
             return super().inverse(y, theta)
         shape = torch.broadcast_shapes(y.shape, theta.shape[:-1])
         with torch.no_grad():

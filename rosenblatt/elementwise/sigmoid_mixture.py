@@ -15,7 +15,9 @@ from rosenblatt.core.types import Mapped, ParamSpec
 from rosenblatt.elementwise.base import Elementwise, UnitElementwise
 
 LOG_SLOPE_BOUND = 7.0
-LARGEST_INPUT = 1e30  # beyond, the map is constant: times the steepest slope it would overflow float32
+# Beyond, the map is constant: times the steepest slope it would overflow. A search in float64 for what float32 can hold
+# needs a longer line.
+LARGEST_INPUT, LARGEST_WIDE_INPUT = 1e30, 1e60
 START_SPREAD = 0.6  # share of the logistic's quantiles over which components start
 
 
@@ -156,7 +158,8 @@ def _logit_mixture(z: Tensor, log_weight: Tensor, log_slope: Tensor) -> Mapped:
 
 
 def _bounded(x: Tensor) -> Tensor:
-    return x.clamp(-LARGEST_INPUT, LARGEST_INPUT)
+    largest = LARGEST_WIDE_INPUT if x.dtype is torch.float64 else LARGEST_INPUT
+    return x.clamp(-largest, largest)
 
 
 def _spread(count: int) -> tuple[Tensor, Tensor]:

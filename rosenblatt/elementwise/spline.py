@@ -113,8 +113,8 @@ class RationalQuadraticSpline(Fused):
             refuse_outside(y, self.bound)
         shape = _common_shape(y, theta)
         points, vectors = _aligned(y, theta, shape)
-        cuts = self._pieces(points)
-        if len(cuts) == 1 or not _without_tape(points, vectors):
+        cuts = self._pieces(points) if _without_tape(points, vectors) else []
+        if len(cuts) < 2:
             value, log_det = self._solve(points, vectors)
         else:
             parts = [self._solve(points[cut], vectors[cut[1]]) for cut in cuts]

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from rosenblatt.core.types import Mapped
+from rosenblatt.elementwise.backwards import Backwards
 from rosenblatt.elementwise.base import Elementwise, UnitElementwise
 from rosenblatt.testing import oracles
 from rosenblatt.testing.measures import all_true, at_most, integrate, ulp
@@ -69,7 +70,10 @@ def _reach(elementwise: Elementwise, theta: Tensor, dtype: torch.dtype) -> tuple
     """Values at the outermost representable points: beyond them no stored x can answer."""
     domain = elementwise.domain
     ends = torch.tensor([domain.lower, domain.upper], dtype=dtype)
-    low, high = torch.nextafter(ends, ends.flip(0)) if domain.bounded else ends.nan_to_num()
+    if domain.bounded:
+        low, high = torch.nextafter(ends, ends.flip(0))
+    else:  # a map run backwards is searched as far as its family reaches, which is not the range of the dtype
+        low, high = ends.clamp(-1e20, 1e20) if isinstance(elementwise, Backwards) else ends.nan_to_num()
     shape = theta.shape[:-1]
     return elementwise(low.expand(shape), theta).value, elementwise(high.expand(shape), theta).value
 

@@ -14,6 +14,7 @@ from typing import Protocol
 from torch import Tensor
 
 from rosenblatt.elementwise.affine import Affine
+from rosenblatt.elementwise.backwards import Backwards
 from rosenblatt.elementwise.base import Elementwise
 from rosenblatt.elementwise.monotone_net import MonotoneNet
 from rosenblatt.elementwise.sigmoid_mixture import DeepSigmoid, LogisticMixture
@@ -120,6 +121,26 @@ def mixture_then_affine(elementwise: Elementwise, x: Decimal, theta: Tensor) -> 
     assert isinstance(scaling, Affine)
     size = 3 * mixture.components
     return affine(scaling, logistic_mixture(mixture, x, theta[:size]), theta[size:])
+
+
+def backwards(oracle: Oracle) -> Oracle:
+    """The point that `oracle` carries to x: bisection as far as a kink could matter, then secants."""
+
+    def root(elementwise: Elementwise, x: Decimal, theta: Tensor) -> Decimal:
+        assert isinstance(elementwise, Backwards)
+        low, high = Decimal(-64), Decimal(64)
+        for _ in range(45):
+            middle = (low + high) / 2
+            low, high = (low, middle) if oracle(elementwise.wrapped, middle, theta) > x else (middle, high)
+        errors = [oracle(elementwise.wrapped, end, theta) - x for end in (low, high)]
+        for _ in range(8):
+            if errors[0] == errors[1]:
+                break
+            low, high = high, high - errors[1] * (high - low) / (errors[1] - errors[0])
+            errors = [errors[1], oracle(elementwise.wrapped, high, theta) - x]
+        return high
+
+    return root
 
 
 def monotone_net(elementwise: Elementwise, x: Decimal, theta: Tensor) -> Decimal:

@@ -23,6 +23,7 @@ from rosenblatt.core.density import FactorisedDensity, Flow
 from rosenblatt.core.types import Likelihood
 from rosenblatt.elementwise.additive import Additive
 from rosenblatt.elementwise.affine import Affine
+from rosenblatt.elementwise.backwards import Backwards
 from rosenblatt.elementwise.base import Elementwise, UnitElementwise
 from rosenblatt.elementwise.bernstein import BernsteinPolynomial
 from rosenblatt.elementwise.circular import CircularSpline, Moebius
@@ -191,6 +192,20 @@ ELEMENTWISE: dict[str, ElementwiseRow] = {
         ElementwiseRow("deep_sigmoid", lambda: DeepSigmoid(6, 2), oracles.deep_sigmoid, (), 0.05, 1e-11),
         ElementwiseRow(
             "stacked", lambda: Stacked([LogisticMixture(3), Affine()]), oracles.mixture_then_affine, (), 0.05, 1e-11
+        ),
+        ElementwiseRow(
+            "backwards_spline",
+            lambda: Backwards(RationalQuadraticSpline(6, 3.0)),
+            oracles.backwards(oracles.spline),
+            (-3.0, 3.0),
+        ),
+        ElementwiseRow(
+            "backwards_sigmoid",
+            lambda: Backwards(DeepSigmoid(4, 2)),
+            oracles.backwards(oracles.deep_sigmoid),
+            (),
+            0.05,
+            1e-10,
         ),
         ElementwiseRow("nits_mixture", lambda: MonotoneNet((8, 1), epsilon=0.0), oracles.monotone_net, (), _NITS_START),
         ElementwiseRow("nits", lambda: MonotoneNet((8, 8, 1)), oracles.monotone_net, (), _NITS_START, 1e-11),
