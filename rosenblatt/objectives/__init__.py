@@ -14,12 +14,16 @@ from rosenblatt.objectives.rules import (
     pinball,
     variogram_score,
 )
+from rosenblatt.objectives.scores import CRPS, EnergyScore, PinballLoss
 
 __all__ = [
+    "CRPS",
     "NLL",
     "EnergyPenalty",
+    "EnergyScore",
     "FlowMatching",
     "Objective",
+    "PinballLoss",
     "VariationalBound",
     "closed_crps",
     "closed_law",
