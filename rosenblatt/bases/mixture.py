@@ -18,7 +18,8 @@ class Mixture(Density):
     """`p(x | c) = sum_k w_k(c) p_k(x | c)` with components p_k of any kind; equal weights at the start.
 
     Without `context` the weights are free numbers behind a softmax, with it a residual network of `hidden` units and
-    `blocks` blocks emits them (a gate). Samples are exact, and differentiable except in the weights.
+    `blocks` blocks emits them (a gate), unless `gated=False` keeps them free. Samples are exact, and differentiable
+    except in the weights.
     Raises `OptionError` for no component, or components with other features or contexts.
 
     >>> from rosenblatt.bases import StandardNormal, StudentT
@@ -26,7 +27,15 @@ class Mixture(Density):
     0.3586
     """
 
-    def __init__(self, components: Sequence[Density], *, context: int = 0, hidden: int = 64, blocks: int = 1) -> None:
+    def __init__(
+        self,
+        components: Sequence[Density],
+        *,
+        context: int = 0,
+        hidden: int = 64,
+        blocks: int = 1,
+        gated: bool = True,
+    ) -> None:
         super().__init__()
         if not components:
             raise OptionError("components: none came, at least one density was expected.")
@@ -40,7 +49,7 @@ class Mixture(Density):
         self.features, self.context = features, context
         self.components = nn.ModuleList(components)
         self.logits = nn.Parameter(torch.zeros(len(components)))
-        self.gate = MLP(context, len(components), hidden=hidden, blocks=blocks) if context else None
+        self.gate = MLP(context, len(components), hidden=hidden, blocks=blocks) if context and gated else None
         if self.gate is not None:
             self.gate.start_at(torch.zeros(len(components)))
 

@@ -2,6 +2,7 @@
 
 from rosenblatt.objectives.bounds import VariationalBound
 from rosenblatt.objectives.closed import closed_crps, closed_law
+from rosenblatt.objectives.disturbed import Disturbed
 from rosenblatt.objectives.energy import EnergyPenalty
 from rosenblatt.objectives.flow_matching import FlowMatching
 from rosenblatt.objectives.likelihood import NLL, Objective, measure_of
@@ -19,6 +20,7 @@ from rosenblatt.objectives.scores import CRPS, EnergyScore, PinballLoss
 __all__ = [
     "CRPS",
     "NLL",
+    "Disturbed",
     "EnergyPenalty",
     "EnergyScore",
     "FlowMatching",
