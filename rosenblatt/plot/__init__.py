@@ -10,14 +10,30 @@ from typing import Any
 from rosenblatt.core.density import Flow
 from rosenblatt.core.errors import DataError, OptionError
 from rosenblatt.objectives import measure_of
+from rosenblatt.plot.calibration import coverage_by_group, pit_reliability, sharpness_calibration
 from rosenblatt.plot.corner import corner
+from rosenblatt.plot.forecasts import fan_chart, quantile_curves
 from rosenblatt.plot.marginals import marginals
 from rosenblatt.plot.pit import pit
+from rosenblatt.plot.scores import score_table
 from rosenblatt.plot.style import FittedDensity, drawn, subject
 from rosenblatt.plot.tails import tails
 from rosenblatt.plot.training import training_curve
 
-__all__ = ["corner", "marginals", "pit", "save_plots", "tails", "training_curve"]
+__all__ = [
+    "corner",
+    "coverage_by_group",
+    "fan_chart",
+    "marginals",
+    "pit",
+    "pit_reliability",
+    "quantile_curves",
+    "save_plots",
+    "score_table",
+    "sharpness_calibration",
+    "tails",
+    "training_curve",
+]
 
 SAMPLES = 10_000
 DOTS_PER_INCH = 110

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -15,6 +16,18 @@ from rosenblatt.data import Table
 
 Floats = npt.NDArray[np.float64]
 DATA, MODEL, BAND = "#404040", "#1f6fb4", "#d9d9d9"
+OFF = "#d55e00"  # what is off, or came true: apart from the blue of models for every kind of colour vision
+FAN = (0.22, 0.65)  # strength of the blue of the widest and the narrowest interval
+LONGEST_LABEL = 32
+# Several curves differ by colour (Okabe & Ito 2008) and by the pattern of their line.
+SERIES = (
+    (MODEL, "-"),
+    (OFF, "--"),
+    ("#009e73", "-."),
+    ("#cc79a7", ":"),
+    ("#e69f00", (0, (6, 1, 1, 1, 1, 1))),
+    ("#000000", (0, (1, 1))),
+)
 MOST_COLUMNS = 12  # more panels than this are too small to read
 MOST_ROWS = 20_000  # more rows change no picture
 ROWS_AT_ONCE = 2048
@@ -96,6 +109,22 @@ def limits(rows: Floats) -> list[tuple[float, float]]:
     low, high = np.quantile(rows, [0.001, 0.999], axis=0)
     air = 0.05 * np.where(high > low, high - low, 1.0)
     return list(zip((low - air).tolist(), (high + air).tolist(), strict=True))
+
+
+def series_styles() -> Iterator[dict[str, Any]]:
+    """Colour and line of each of several curves, as keywords of `Axes.plot`."""
+    return ({"color": colour, "linestyle": line} for colour, line in SERIES)
+
+
+def shortened(label: object) -> str:
+    """A label that leaves room for the picture: the middle of a long one gives way to dots.
+
+    >>> shortened("a name of a column that nobody has ever shortened")
+    'a name of a colu… ever shortened'
+    """
+    text = " ".join(str(label).split())
+    half = LONGEST_LABEL // 2
+    return text if len(text) <= LONGEST_LABEL + 1 else f"{text[:half]}…{text[-half + 1 :]}"
 
 
 def tidy(axes: Axes) -> None:
