@@ -266,6 +266,11 @@ def _exact_model(
 ) -> Flow:
     model = build(name, features, context, options=dict(options or {}), seed=seed)
     claim = model.eval().likelihood  # in use; in training it may be less
+    if claim is Likelihood.NONE:
+        raise OptionError(
+            f"model: '{name}' has no density at all (none), which tables are fitted, held out and scored by; train "
+            "it with rosenblatt.train.Fitter and draw with its sample, or choose an exact model."
+        )
     if not isinstance(model, Flow) or claim is not Likelihood.EXACT:
         raise OptionError(f"model: '{name}' has no exact log-density ({claim.value}); choose an exact model.")
     return model.train()

@@ -105,6 +105,37 @@ class _Layer(nn.Module):
         return self.linear(self.drop(activated(x)))  # type: ignore[no-any-return]
 
 
+class DenselyConnected(nn.Module):
+    """A network (*batch, inputs) -> (*batch, outputs) whose every layer sees the input and all layers before it.
+
+    `h_l = relu(W_l [x, h_1, .., h_(l-1)])` for `blocks` layers of `hidden` units, and `W [x, h_1, .., h_blocks]` in the
+    end (Huang et al., Densely connected convolutional networks, CVPR 2017). Such a map has no inverse and a Jacobian
+    without structure. Inputs saturate at +-1e6. Raises `OptionError` for sizes below 1.
+
+    >>> DenselyConnected(2, 3, hidden=8)(torch.zeros(5, 2)).shape
+    torch.Size([5, 3])
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, hidden: int = 128, blocks: int = 2) -> None:
+        super().__init__()
+        _check_sizes(0.0, inputs=inputs, outputs=outputs, hidden=hidden, blocks=blocks)
+        self.layers = nn.ModuleList(nn.Linear(inputs + number * hidden, hidden) for number in range(blocks))
+        self.last = nn.Linear(inputs + blocks * hidden, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the network."""
+        seen = limited(x)
+        for layer in self.layers:
+            seen = torch.cat([seen, activated(layer(seen))], dim=-1)
+        return self.last(seen)  # type: ignore[no-any-return]
+
+    def start_at(self, output: Tensor) -> None:
+        """Emit `output` (outputs,) at first, disturbed by a hundredth of the usual last weights."""
+        with torch.no_grad():
+            self.last.weight.mul_(1e-2)
+            self.last.bias.copy_(output)
+
+
 class ConvNet(nn.Module):
     """A convolutional network (rows, inputs, H, W) -> (rows, outputs, H, W) that keeps the size of the image.
 

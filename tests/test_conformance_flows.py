@@ -6,6 +6,7 @@ from rosenblatt.core.registry import names
 from rosenblatt.testing.checks_density import MODEL_CHECKS, TRACING_CHECKS
 from rosenblatt.testing.checks_transform import FLOW_CHECKS
 from rosenblatt.testing.model_table import MODELS
+from rosenblatt.testing.sampler_table import SAMPLERS
 from rosenblatt.testing.tables import PAIRS
 
 TRACED = {name: row for name, row in MODELS.items() if row.traced}
@@ -34,4 +35,4 @@ def test_traced_model(row, check):
 
 
 def test_every_registered_model_has_a_row():
-    assert {name.split("_")[0] for name in names()} <= {name.split("_")[0] for name in MODELS}
+    assert {name.split("_")[0] for name in names()} <= {name.split("_")[0] for name in (*MODELS, *SAMPLERS)}

@@ -85,6 +85,10 @@ class Density(nn.Module, ABC):
             )
         if x.dtype not in (torch.float32, torch.float64):
             raise DataError(f"x: dtype {x.dtype} came, float32 or float64 was expected; convert with x.float().")
+        self.check_context(context)
+
+    def check_context(self, context: Tensor | None) -> None:
+        """Raise `DataError` unless `context` has the width this density was built with."""
         width = 0 if context is None else context.shape[-1]
         if width != self.context:
             raise DataError(

@@ -115,6 +115,7 @@ class VAE(Density):
 
     def sample(self, n: int, context: Tensor | None = None, *, generator: torch.Generator | None = None) -> Tensor:
         """Draw z from the prior and x from the decoder."""
+        self.check_context(context)
         generator = fresh_generator(self.points.device) if generator is None else generator
         batch = () if context is None else tuple(context.shape[:-1])
         z = self.prior.sample(n * math.prod(batch), generator=generator).reshape(n, *batch, self.latent)

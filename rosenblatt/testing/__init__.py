@@ -6,9 +6,11 @@ from rosenblatt.testing.checks import (
     check_density,
     check_elementwise,
     check_pair,
+    check_sampler,
     check_transform,
 )
 from rosenblatt.testing.model_table import MODELS
+from rosenblatt.testing.sampler_table import SAMPLERS, SamplerRow
 from rosenblatt.testing.tables import (
     CONDITIONERS,
     ELEMENTWISE,
@@ -24,16 +26,19 @@ __all__ = [
     "ELEMENTWISE",
     "MODELS",
     "PAIRS",
+    "SAMPLERS",
     "AuditReport",
     "AuditRow",
     "ConditionerRow",
     "ElementwiseRow",
     "ModelRow",
     "PairRow",
+    "SamplerRow",
     "audit",
     "check_conditioner",
     "check_density",
     "check_elementwise",
     "check_pair",
+    "check_sampler",
     "check_transform",
 ]

@@ -11,8 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rosenblatt.core.density import FactorisedDensity, Flow, fresh_generator
-from rosenblatt.core.errors import DataError, RosenblattError
+from rosenblatt.core.density import Density, FactorisedDensity, Flow, fresh_generator
+from rosenblatt.core.errors import DataError, OptionError, RosenblattError
+from rosenblatt.core.types import Likelihood
 from rosenblatt.eval.calibration import dkw_band, uniformity
 from rosenblatt.eval.mass import KernelProposal, grid_mass, importance_mass
 from rosenblatt.testing.measures import (
@@ -96,8 +97,18 @@ class _Subject(NamedTuple):
         return None if self.context is None else self.context.to(self.dtype)
 
 
+NO_DENSITY = AuditRow(
+    "-",
+    "what log_prob is",
+    Likelihood.NONE.value,
+    Likelihood.EXACT.value,
+    False,
+    "the model has no density; compare its samples with rows by the distances of rosenblatt.eval.",
+)
+
+
 def audit(
-    model: Flow,
+    model: Density,
     data: Tensor,
     *,
     context: Tensor | None = None,
@@ -109,13 +120,18 @@ def audit(
     Runs round trips (R1), log-determinants (R2, R3), the mass (R5), float32 (R8), causality (R11), independence of
     rows (R13) and the sampler (R16) on copies of the model. `data` is (rows, features), `context` (rows, context).
     Sample sizes are chosen so that it ends in about `seconds`. Where a check cannot decide it says so.
-    Raises `DataError` when no row is finite and inside the support.
+    Of a sampler without a density it says just that. Raises `DataError` when no row is finite and inside the support,
+    `OptionError` for a density that is neither a flow nor such a sampler.
 
     >>> from rosenblatt.models.nits import nits
     >>> rows = torch.randn(100, 1, generator=torch.Generator().manual_seed(0))
     >>> audit(nits(1, hidden=8), rows, generator=torch.Generator().manual_seed(0), seconds=5).passed
     True
     """
+    if model.likelihood is Likelihood.NONE:
+        return AuditReport([NO_DENSITY])
+    if not isinstance(model, Flow):
+        raise OptionError(f"model: {type(model).__name__} came, a flow was expected; only flows can be audited.")
     subject = _prepare(model, data, context, generator or fresh_generator(), seconds)
     checks: list[tuple[str, str, Callable[[_Subject], AuditRow]]] = [
         ("R1", "round trip data -> base -> data, float64", _round_trip),

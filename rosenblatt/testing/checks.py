@@ -5,8 +5,10 @@ from __future__ import annotations
 from rosenblatt.testing.checks_conditioner import CONDITIONER_CHECKS
 from rosenblatt.testing.checks_density import MODEL_CHECKS, TRACING_CHECKS
 from rosenblatt.testing.checks_elementwise import ELEMENTWISE_CHECKS
+from rosenblatt.testing.checks_sampler import SAMPLER_CHECKS
 from rosenblatt.testing.checks_transform import FLOW_CHECKS, FlowRow
 from rosenblatt.testing.checks_unit import UNIT_CHECKS, is_cdf
+from rosenblatt.testing.sampler_table import SamplerRow
 from rosenblatt.testing.tables import ConditionerRow, ElementwiseRow, ModelRow, PairRow
 
 
@@ -41,4 +43,10 @@ def check_density(row: ModelRow) -> None:
     """Run every check of a model; raises `AssertionError` at the first that fails."""
     check_transform(row)
     for check in (*MODEL_CHECKS, *(TRACING_CHECKS if row.traced else ())):
+        check(row)
+
+
+def check_sampler(row: SamplerRow) -> None:
+    """Run every check of a sampler without an exact density; raises `AssertionError` at the first that fails."""
+    for check in SAMPLER_CHECKS:
         check(row)
