@@ -137,6 +137,12 @@ class ConditionalDensity(Density):
         self.check(x, context)
         return self.flow.to_uniform(x, self.encode(context))
 
+    def from_uniform(self, u: Tensor, context: Tensor | None = None) -> Tensor:
+        """Inverse of `to_uniform`; 0 and 1 give the ends of the support."""
+        u, context = self._rows(u), self._rows(context)
+        self.check(u, context)
+        return self.flow.from_uniform(u, self.encode(context))
+
     def closed_law(self, context: Tensor | None = None) -> Law | None:
         """The law of the one feature given each row of `context`, where formulas for it are known."""
         return closed_law(self.flow, self.encode(self._rows(context)))

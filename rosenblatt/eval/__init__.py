@@ -17,12 +17,14 @@ from rosenblatt.eval.calibration import (
     rosenblatt_report,
     uniformity,
 )
+from rosenblatt.eval.comparison import ScoreTable, default_lags, diebold_mariano, newey_west, paired_t
 from rosenblatt.eval.coverage import Coverage, GroupCoverage, clopper_pearson, coverage, coverage_by_group, holm
 from rosenblatt.eval.distances import energy_distance, mmd, sliced_wasserstein
 from rosenblatt.eval.mass import KernelProposal, grid_mass, importance_mass
 from rosenblatt.eval.pits import PitHistogram, pit_histogram, randomised_pit, sample_pit
 from rosenblatt.eval.reliability import Reliability, reliability, reliability_band
 from rosenblatt.eval.sbc import SBCReport, sbc
+from rosenblatt.eval.scores import PredictiveScores, crps, order_quantiles, score_rows
 from rosenblatt.eval.sharpness import Sharpness, sharpness
 from rosenblatt.eval.tails import ColumnTail, TailReport, exponential_p_value, tail_report
 
@@ -34,9 +36,11 @@ __all__ = [
     "GroupCoverage",
     "KernelProposal",
     "PitHistogram",
+    "PredictiveScores",
     "Reliability",
     "RosenblattReport",
     "SBCReport",
+    "ScoreTable",
     "Sharpness",
     "TailReport",
     "Uniformity",
@@ -45,6 +49,9 @@ __all__ = [
     "clopper_pearson",
     "coverage",
     "coverage_by_group",
+    "crps",
+    "default_lags",
+    "diebold_mariano",
     "dkw_band",
     "energy_distance",
     "exponential_p_value",
@@ -54,7 +61,10 @@ __all__ = [
     "mean_log_prob",
     "mmd",
     "nats_from_bits",
+    "newey_west",
+    "order_quantiles",
     "paired_difference",
+    "paired_t",
     "pit_bands",
     "pit_histogram",
     "randomised_pit",
@@ -63,6 +73,7 @@ __all__ = [
     "rosenblatt_report",
     "sample_pit",
     "sbc",
+    "score_rows",
     "sharpness",
     "sliced_wasserstein",
     "tail_report",
