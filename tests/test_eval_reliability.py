@@ -308,3 +308,11 @@ NAN = float("nan")
 def test_bad_requests_are_refused(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+def test_read_only_arrays_are_taken_and_left_alone():
+    u = uniform(50).numpy()
+    u.flags.writeable = False
+    assert reliability(u).share.shape == (99, 1)
+    assert torch.equal(coverage_by_group(u, u, bins=2).share, coverage_by_group(u.copy(), u.copy(), bins=2).share)
+    assert sharpness(u, np.broadcast_to([0.1, 0.9], (50, 2)), [0.1, 0.9]).width.item() == pytest.approx(0.8)

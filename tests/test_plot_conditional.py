@@ -183,6 +183,22 @@ def test_sharpness_draws_what_is_measured():
     assert width.get_ylabel() == "mean width, kW"
 
 
+def test_a_single_level_has_a_band_too():
+    found = sharpness(np.zeros(100), np.broadcast_to([-1.0, 1.0], (100, 2)), [0.1, 0.9])
+    level, low, high = outline(sharpness_calibration(found).axes[0].collections[0])
+    assert level[0] < 0.8 < level[-1]
+    assert (low < 0).all()
+    assert (high > 0).all()
+
+
+def test_targets_of_groups_share_their_axis():
+    u = uniform(60, 2)
+    u[:, 1] = 0.5
+    first, second = coverage_by_group(u, [0] * 30 + [1] * 30).axes
+    assert first.get_xlim() == second.get_xlim()
+    assert first.get_xlim()[1] > 1
+
+
 def test_a_fan_is_made_of_the_quantiles_and_opens_from_the_last_value():
     history, truth = np.arange(5.0), np.array([4.0, np.nan, 7.0])
     samples = uniform(200, 3).numpy() * 10

@@ -12,7 +12,7 @@ from scipy import stats
 from torch import Tensor
 
 from rosenblatt.core.errors import DataError, OptionError
-from rosenblatt.eval.pits import checked_pit
+from rosenblatt.eval.pits import checked_pit, doubles
 
 LEVELS = (0.5, 0.8, 0.95)
 
@@ -39,7 +39,7 @@ def clopper_pearson(successes: Any, trials: Any, *, confidence: float = 0.95) ->
     >>> [round(float(end), 4) for end in clopper_pearson(8, 10)]
     [0.4439, 0.9748]
     """
-    k, n = (torch.as_tensor(part, dtype=torch.float64).cpu().numpy() for part in (successes, trials))
+    k, n = (doubles(part).numpy() for part in (successes, trials))
     if not bool(np.all((k >= 0) & (k <= n) & (n >= 1))):
         raise DataError("successes, trials: 0 <= successes <= trials and trials >= 1 were expected.")
     _check_probability("confidence", confidence)
@@ -185,7 +185,7 @@ def _labelled(groups: Any, rows: int) -> tuple[tuple[str, ...], Tensor]:
 
 
 def _binned(groups: Any, bins: int, rows: int) -> tuple[tuple[str, ...], Tensor]:
-    values = torch.as_tensor(groups, dtype=torch.float64).detach().cpu()
+    values = doubles(groups)
     if values.shape != (rows,) or not bool(torch.isfinite(values).all()):
         raise DataError(f"groups: shape {tuple(values.shape)} came, ({rows},) finite numbers were expected to cut.")
     if not 1 <= bins <= rows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from scipy import stats
 from torch import Tensor
@@ -15,6 +16,17 @@ from rosenblatt.eval.calibration import pit_bands
 LEAST_EXPECTED = 10  # rows a bar must expect for the chi-square law to hold far out
 
 
+def doubles(values: Any) -> Tensor:
+    """Numbers of a tensor, array or list as a float64 tensor on the CPU, without gradients.
+
+    >>> doubles([1, 2])
+    tensor([1., 2.], dtype=torch.float64)
+    """
+    if isinstance(values, Tensor):
+        return values.detach().to("cpu", torch.float64)
+    return torch.from_numpy(np.array(values, dtype=np.float64))  # a copy: arrays of data frames may be read-only
+
+
 def checked_pit(pit: Any) -> Tensor:
     """`pit` (rows,) or (rows, targets), tensor or array, as float64 (rows, targets).
 
@@ -23,7 +35,7 @@ def checked_pit(pit: Any) -> Tensor:
     >>> checked_pit([0.2, 0.7]).shape
     torch.Size([2, 1])
     """
-    u = torch.as_tensor(pit, dtype=torch.float64).detach().cpu()
+    u = doubles(pit)
     if u.ndim not in (1, 2) or u.numel() == 0:
         raise DataError(f"pit: shape {tuple(u.shape)} came, (rows,) or (rows, targets) with rows was expected.")
     if bool(torch.isnan(u).any()):
@@ -46,7 +58,7 @@ def randomised_pit(below: Any, at: Any, *, generator: torch.Generator | None = N
     >>> bool(0 <= u[0] <= 0.25 <= u[1] <= 0.75)
     True
     """
-    low, step = (torch.as_tensor(part, dtype=torch.float64).detach().cpu() for part in (below, at))
+    low, step = (doubles(part) for part in (below, at))
     if low.shape != step.shape:
         raise DataError(f"at: shape {tuple(step.shape)} came, {tuple(low.shape)} was expected, as `below` has it.")
     # Rounding may leave P(Y < y) + P(Y = y) a little above 1.
@@ -67,7 +79,7 @@ def sample_pit(y: Any, samples: Any, *, generator: torch.Generator | None = None
     >>> bool(1 / 3 <= u[0] <= 2 / 3)
     True
     """
-    truth, draws = (torch.as_tensor(part, dtype=torch.float64).detach().cpu() for part in (y, samples))
+    truth, draws = (doubles(part) for part in (y, samples))
     if draws.ndim != truth.ndim + 1 or draws.shape[1:] != truth.shape or len(draws) < 1:
         raise DataError(
             f"samples: shape {tuple(draws.shape)} came, (draws, {', '.join(map(str, truth.shape))}) was expected."

@@ -13,7 +13,7 @@ from scipy import signal, special, stats
 from torch import Tensor
 
 from rosenblatt.core.errors import DataError, OptionError
-from rosenblatt.eval.pits import checked_pit
+from rosenblatt.eval.pits import checked_pit, doubles
 
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
@@ -143,7 +143,7 @@ def _probability_within(rows: int, levels: Floats, low: Counts, high: Counts, fa
 
 
 def _checked_levels(levels: Any) -> Tensor:
-    at = torch.as_tensor(levels, dtype=torch.float64).detach().cpu()
+    at = doubles(levels)
     if at.ndim != 1 or len(at) < 1:
         raise DataError(f"levels: shape {tuple(at.shape)} came, (levels,) with at least one level was expected.")
     if not bool(((at > 0) & (at < 1)).all()) or not bool((at.diff() > 0).all()):

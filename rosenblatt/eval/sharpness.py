@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rosenblatt.core.errors import DataError, OptionError
 from rosenblatt.eval.bits import Estimate
+from rosenblatt.eval.pits import doubles
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ def sharpness(y: Any, quantiles: Any, levels: Any) -> Sharpness:
     >>> round(float(found.width), 4), round(float(found.share), 4)
     (0.8, 0.8)
     """
-    truth, stated = (torch.as_tensor(part, dtype=torch.float64).detach().cpu() for part in (y, quantiles))
-    at = torch.as_tensor(levels, dtype=torch.float64).detach().cpu()
+    truth, stated = (doubles(part) for part in (y, quantiles))
+    at = doubles(levels)
     half = len(at) // 2 if at.ndim == 1 else 0
     if half < 1 or not bool(((at > 0) & (at < 1)).all()) or not bool((at.diff() > 0).all()):
         raise OptionError("levels: increasing probabilities in (0, 1), at least two of them, were expected.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -96,8 +97,12 @@ def coverage_by_group(
         chosen = found.p_value[:, :shown].amin(dim=1).argsort(stable=True)[:MOST_GROUPS].sort().values
     longest = max(len(shortened(found.names[group])) for group in chosen.tolist())
     figure = Figure(figsize=(1.6 + 0.08 * longest + 4.2 * shown, 1.6 + 0.3 * len(chosen)), layout="constrained")
-    for target, axes in enumerate(figure.subplots(1, shown, sharey=True, squeeze=False)[0]):
+    least, most = float(found.low[chosen, :shown].min()), float(found.high[chosen, :shown].max())
+    ends = min(least, found.nominal), max(most, found.nominal)
+    air = 0.03 * (ends[1] - ends[0])
+    for target, axes in enumerate(figure.subplots(1, shown, sharex=True, sharey=True, squeeze=False)[0]):
         _groups(axes, found, chosen.tolist(), target)
+        axes.set_xlim(max(ends[0] - air, -0.02), min(ends[1] + air, 1.02))
         axes.set_xlabel("share of rows inside", fontsize=LABEL)
         if targets > 1:
             axes.set_title(shortened(names[target] if names else f"target {target}"), fontsize=LABEL + 1)
@@ -137,8 +142,10 @@ def sharpness_calibration(
     low, high = reliability_band(first.rows, first.level, false_alarm=false_alarm / len(curves))
     figure = Figure(figsize=(9.6, 4.6), layout="constrained")
     away, width = figure.subplots(1, 2)
-    band = [end.numpy() / first.rows - at for end in (low, high)]
-    away.fill_between(at, *band, color=BAND, linewidth=0, step=None if len(at) > 1 else "mid")
+    # A single level is a bar of some width.
+    ends = at if len(at) > 1 else np.array([at[0] - 0.02, at[0] + 0.02])
+    band = [np.broadcast_to(end.numpy() / first.rows - at, ends.shape) for end in (low, high)]
+    away.fill_between(ends, *band, color=BAND, linewidth=0)
     away.axhline(0, color=DATA, linewidth=0.8)
     for (name, found), look in zip(curves, series_styles(), strict=False):
         text = f"{shortened(name) + ': ' if name else ''}mean |share - level| {found.error:.3f}"
@@ -174,11 +181,6 @@ def _groups(axes: Axes, found: GroupCoverage, chosen: list[int], target: int) ->
     labels = [f"{shortened(found.names[group])} ({_counted(int(found.rows[group]), 'row')})" for group in chosen]
     axes.set_yticks(range(len(chosen)), labels)
     axes.set_ylim(len(chosen) - 0.4, -0.6)
-    ends = found.low[chosen, target].min(), found.high[chosen, target].max()
-    air = 0.03 * float(ends[1] - ends[0])
-    axes.set_xlim(
-        max(min(float(ends[0]), found.nominal) - air, -0.02), min(max(float(ends[1]), found.nominal) + air, 1.02)
-    )
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.grid(axis="x", color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)

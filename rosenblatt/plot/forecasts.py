@@ -47,15 +47,8 @@ def fan_chart(
     seen = _numbers("history", history, 1, gaps=True)
     at = _levels(levels)
     stated = _forecast(samples, quantiles, at)
-    when = np.asarray(time)
     steps = len(stated)
-    if when.shape != (len(seen) + steps,):
-        raise DataError(
-            f"time: shape {when.shape} came, ({len(seen) + steps},) was expected: the history and {steps} steps."
-        )
-    if not bool(np.all(when[1:] > when[:-1])):
-        raise DataError("time: it must increase from row to row; sort the table by time.")
-    found = None if truth is None else _numbers("truth", truth, 1, gaps=True)
+    when, found = _ordered(time, len(seen), steps), None if truth is None else _numbers("truth", truth, 1, gaps=True)
     if found is not None and found.shape != (steps,):
         raise DataError(f"truth: shape {found.shape} came, ({steps},) was expected: one value a step.")
     kept = min(len(seen), max(LEAST_PAST, 4 * steps) if past is None else max(past, 1))
@@ -75,14 +68,7 @@ def fan_chart(
         axes.plot(ahead[-steps:], found, color=OFF, markersize=5, label="truth", zorder=5, **look)
     axes.set_xlabel(shortened(time_name), fontsize=11)
     axes.set_ylabel(shortened(name), fontsize=11)
-    if np.issubdtype(when.dtype, np.datetime64):
-        from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
-
-        locator = AutoDateLocator()  # type: ignore[no-untyped-call]
-        axes.xaxis.set_major_locator(locator)
-        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
-    elif when.dtype.kind in "iuf":
-        axes.ticklabel_format(axis="x", useOffset=False)
+    _label_time(axes, when)
     _legend(axes)
     return figure
 
@@ -129,6 +115,28 @@ def quantile_curves(
     axes.set_ylabel(shortened(names[1]), fontsize=11)
     _legend(axes)
     return figure
+
+
+def _ordered(time: Any, past: int, steps: int) -> npt.NDArray[Any]:
+    when = np.asarray(time)
+    if when.shape != (past + steps,):
+        raise DataError(
+            f"time: shape {when.shape} came, ({past + steps},) was expected: the history and {steps} steps."
+        )
+    if not bool(np.all(when[1:] > when[:-1])):
+        raise DataError("time: it must increase from row to row; sort the table by time.")
+    return when
+
+
+def _label_time(axes: Axes, when: npt.NDArray[Any]) -> None:
+    if np.issubdtype(when.dtype, np.datetime64):
+        from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+        locator = AutoDateLocator()  # type: ignore[no-untyped-call]
+        axes.xaxis.set_major_locator(locator)
+        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
+    elif when.dtype.kind in "iuf":
+        axes.ticklabel_format(axis="x", useOffset=False)
 
 
 def _dots(axes: Axes, given: Floats, seen: Floats) -> None:

@@ -55,7 +55,7 @@ def score_table(
         for place, (value, error) in enumerate(zip(values, errors, strict=True)):
             colour = MODEL if place == best else DATA
             axes.errorbar(value, place, xerr=NORMAL_95 * error, fmt="o", color=colour, capsize=3, markersize=6)
-            text = f"{value:.{digits}f} ± {error:.{digits}f}"
+            text = f"{value:.{digits}f} ± {error:.{digits}f}".replace("-", "\N{MINUS SIGN}")  # as on the axis
             axes.text(1.02, place, text, transform=axes.get_yaxis_transform(), va="center", fontsize=9, color=colour)
         axes.set_yticks(range(len(order)), [shortened(model) for model in order])
         axes.set_ylim(len(order) - 0.5, -0.5)
