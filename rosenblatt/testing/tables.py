@@ -18,7 +18,9 @@ from rosenblatt.conditioners.heads import LowRank, PartlyFree
 from rosenblatt.conditioners.independent import Independent
 from rosenblatt.conditioners.linear import LinearMasked
 from rosenblatt.conditioners.masked import Masked
+from rosenblatt.conditioners.pixelcnn import PixelCNN
 from rosenblatt.conditioners.recurrent import Recurrent
+from rosenblatt.conditioners.transformer import Transformer
 from rosenblatt.core.density import FactorisedDensity, Flow
 from rosenblatt.core.types import Likelihood
 from rosenblatt.elementwise.additive import Additive
@@ -278,6 +280,15 @@ CONDITIONERS: dict[str, ConditionerRow] = {
             2,
         ),
         ConditionerRow("conv_context", lambda d, p: ConvCoupling(image_of(d), p, mask=_TURNED, hidden=8, context=2), 2),
+        ConditionerRow("pixelcnn", lambda d, p: PixelCNN(image_of(d), p, filters=6)),
+        ConditionerRow("pixelcnn_line", lambda d, p: PixelCNN((1, 1, d), p, filters=4, stages=2, dropout=0.2)),
+        ConditionerRow(
+            "pixelcnn_attention", lambda d, p: PixelCNN((1, d, 1), p, filters=4, stages=2, heads=2, context=2), 2
+        ),
+        ConditionerRow("transformer", lambda d, p: Transformer((1, 1, d), p, hidden=8, heads=2, dropout=0.2)),
+        ConditionerRow(
+            "transformer_channels", lambda d, p: Transformer(image_of(d), p, hidden=8, heads=1, context=2), 2
+        ),
     )
 }
 
