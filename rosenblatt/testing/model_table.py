@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import rosenblatt.models  # noqa: F401 - enters every model in the registry
 from rosenblatt.core.density import Flow
@@ -15,6 +16,7 @@ from rosenblatt.layers.support import SupportMap
 from rosenblatt.testing.tables import ModelRow, disturbed, image_of, rows_like_data
 
 _WIDTHS = [8, 8, 1]
+_SMALL_DDN: dict[str, Any] = {"bins": 32, "channels": [4], "codes": 4, "hidden": 8}
 
 
 def _model(name: str, context: int = 0, **options: object) -> Callable[[int], Flow]:
@@ -175,6 +177,15 @@ MODELS: dict[str, ModelRow] = {
             context=2,
         ),
         ModelRow("made_mixture", _model("made_mixture", hidden=16), far=True),
+        ModelRow("ddn", _model("ddn", **_SMALL_DDN), factorised=False, far=True),
+        ModelRow("ddn_context", _model("ddn", 2, orders=3, **_SMALL_DDN), context=2, factorised=False, far=True),
+        ModelRow("ddn_order", _model("ddn", 2, orders=1, **_SMALL_DDN), context=2, far=True),
+        ModelRow(
+            "ddn_box",
+            _model("ddn", orders=1, tails=False, latent=True, box=[-4.0, 4.0], **_SMALL_DDN),
+            lower=-4.0,
+            upper=4.0,
+        ),
         ModelRow("mdn", _model("mdn", components=4), traced=True, far=True),
         ModelRow("mdn_context", _model("mdn", 2, components=3, hidden=8), context=2, far=True),
         ModelRow("mdn_diagonal", _model("mdn", 2, components=3, hidden=8, covariance="diagonal"), context=2, far=True),

@@ -31,6 +31,7 @@ from rosenblatt.elementwise.bernstein import BernsteinPolynomial
 from rosenblatt.elementwise.circular import CircularSpline, Moebius
 from rosenblatt.elementwise.dense_sigmoid import DenseSigmoid
 from rosenblatt.elementwise.elf import ExactLipschitz
+from rosenblatt.elementwise.histogram import Histogram
 from rosenblatt.elementwise.integral import IntegratedNet, SumOfSquares
 from rosenblatt.elementwise.monotone_net import MonotoneNet
 from rosenblatt.elementwise.normal_mixture import NormalMixture
@@ -42,7 +43,7 @@ from rosenblatt.elementwise.stacked import Stacked
 from rosenblatt.elementwise.tails import ParetoTails, TailTransform
 from rosenblatt.elementwise.tanh_bump import TanhBump
 from rosenblatt.layers.conditional import Conditional
-from rosenblatt.testing import oracles, oracles_circle, oracles_integrals, oracles_splines, oracles_tails
+from rosenblatt.testing import oracles, oracles_bins, oracles_circle, oracles_integrals, oracles_splines, oracles_tails
 from rosenblatt.testing.oracles import Oracle
 
 M = TypeVar("M", bound=nn.Module)
@@ -191,6 +192,10 @@ ELEMENTWISE: dict[str, ElementwiseRow] = {
         ElementwiseRow("moebius", lambda: Moebius(4), oracles_circle.moebius, (-3.1, 3.1), 0.01),
         ElementwiseRow("logistic_mixture", lambda: LogisticMixture(5), oracles.logistic_mixture, (), 0.02),
         ElementwiseRow("normal_mixture", lambda: NormalMixture(4), oracles_tails.normal_mixture, (), 0.05),
+        ElementwiseRow("histogram", lambda: Histogram(14), oracles_bins.histogram, tuple(range(-7, 8)), 0.02),
+        ElementwiseRow(
+            "histogram_box", lambda: Histogram(12, 6.0, tails=False), oracles_bins.histogram, tuple(range(-5, 6)), 1e-12
+        ),
         ElementwiseRow("deep_sigmoid", lambda: DeepSigmoid(6, 2), oracles.deep_sigmoid, (), 0.05, 1e-11),
         ElementwiseRow(
             "stacked", lambda: Stacked([LogisticMixture(3), Affine()]), oracles.mixture_then_affine, (), 0.05, 1e-11
