@@ -20,6 +20,7 @@ from rosenblatt.eval import (
     paired_t,
     score_rows,
 )
+from rosenblatt.plot import score_table
 
 
 def normal(*shape, seed=0):
@@ -182,6 +183,15 @@ def test_scores_of_fitted_densities_go_into_the_table():
     assert table.best("CRPS") == table.best("log score") == "true"
     assert table.mark("wide", "CRPS") == ""
     assert abs(table.estimate("true", "inside 80%").value - 0.8) < 5 * math.sqrt(0.16 / 300)
+
+
+def test_estimates_are_what_a_picture_takes():
+    table = ScoreTable(example())
+    found = table.estimates("CRPS")
+    assert found["worse"] == {"CRPS": table.estimate("worse", "CRPS")}
+    assert len(score_table(found).axes) == 1
+    with pytest.raises(OptionError, match="worse"):
+        table.estimates()
 
 
 def test_tables_that_cannot_be():

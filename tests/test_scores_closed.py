@@ -9,7 +9,7 @@ import scipy.stats
 import scoringrules as sr
 import torch
 
-from rosenblatt.bases import StandardLogistic, StandardNormal, StudentT
+from rosenblatt.bases import Mixture, StandardLogistic, StandardNormal, StudentT
 from rosenblatt.conditional import conditional_density
 from rosenblatt.conditioners.masked import Masked
 from rosenblatt.core.density import Flow
@@ -212,6 +212,40 @@ def test_crps_of_a_conditional_density_is_in_the_units_of_the_target(name):
     assert torch.allclose(found, target.std(correction=0) * inner, rtol=1e-9)
     bent = conditional_density(name, Table(target, ["y"]), given, support={"y": Support(0.0)}, seed=0)
     assert closed_crps(bent, target, given) is None  # a support bends the line, and no formula is left
+
+
+@pytest.mark.parametrize("name", ["mdn", "kmn"])
+@pytest.mark.parametrize("context", [0, 2])
+def test_mixture_density_networks_have_a_formula(name, context):
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(30, 1, generator=generator, dtype=torch.float64)
+    given = torch.randn(30, context, generator=generator, dtype=torch.float64) if context else None
+    flow = build(name, 1, context, options={"components" if name == "mdn" else "centres": 3}, seed=0).double().eval()
+    flow.initialise(rows, given)
+    law = closed_law(flow, given)
+    assert torch.allclose(law.cdf(rows[:, 0]), flow.to_uniform(rows, given)[:, 0], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["gaussian", "made_mixture"])
+def test_law_of_a_mixture_of_densities(name):
+    options = {} if name == "gaussian" else {"hidden": 8, "components": 3}
+    parts = [build(name, 1, 2, options=options, seed=seed).double().eval() for seed in range(3)]
+    given, rows = torch.randn(2, 30, 2, generator=torch.Generator().manual_seed(1)).double()
+    if name == "gaussian":
+        for number, part in enumerate(parts):
+            part.initialise((number + 1) * rows[:, :1] + number, given)
+    mixture = Mixture(parts, context=2, hidden=8).double()
+    with torch.no_grad():
+        for parameter in mixture.gate.parameters():
+            parameter.add_(0.3)
+    law = closed_law(mixture, given)
+    share = mixture.log_weights(given).exp()
+    below = torch.stack([part.to_uniform(rows[:, :1], given)[:, 0] for part in parts], dim=-1)
+    assert torch.allclose(law.cdf(rows[:, 0]), (share * below).sum(dim=-1), rtol=1e-9)
+    assert law.crps(rows[:, 0]).shape == (30,)
+    assert closed_law(Mixture([StandardNormal(1), StandardLogistic(1)])) is None
+    two = closed_law(Mixture([StandardNormal(1), Flow(Standardise([3.0], [2.0]), StandardNormal(1))]))
+    assert float(two.mean.detach()) == pytest.approx(1.5)
 
 
 def test_models_without_a_formula_have_none():

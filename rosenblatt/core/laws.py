@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -97,6 +99,15 @@ class _Mixture(Law):
         """Move and stretch every component."""
         shift, scale = shift.double().unsqueeze(-1), scale.double().unsqueeze(-1)
         return type(self)(self.weight, shift + scale * self.location, scale * self.scale)
+
+    @classmethod
+    def of(cls, laws: Sequence[Self], share: Tensor) -> Self:
+        """The mixture of several laws of this kind with probabilities `share` (*batch, laws): their components."""
+        batch = torch.broadcast_shapes(share.shape[:-1], *(law.weight.shape[:-1] for law in laws))
+        parts = [(part * law.weight.new_ones(*batch, 1)) for law in laws for part in (law.location, law.scale)]
+        weight = [share[..., k : k + 1].double() * law.weight for k, law in enumerate(laws)]
+        weights = torch.cat([part.expand(*batch, part.shape[-1]) for part in weight], dim=-1)
+        return cls(weights, torch.cat(parts[::2], dim=-1), torch.cat(parts[1::2], dim=-1))
 
     @abstractmethod
     def _unit_cdf(self, z: Tensor) -> Tensor:

@@ -139,6 +139,20 @@ class ScoreTable:
         values = self._values(model).get(column)
         return None if values is None else newey_west(values, lags=self.lags)
 
+    def estimates(self, *columns: str) -> dict[str, dict[str, Estimate]]:
+        """Means with errors of `columns` (by default all scores) by model, as `plot.score_table` draws them.
+
+        Raises `OptionError` where a model lacks one.
+        """
+        found: dict[str, dict[str, Estimate]] = {}
+        for model in self.models:
+            means = {column: self.estimate(model, column) for column in columns or self.ranked}
+            known = {column: mean for column, mean in means.items() if mean is not None}
+            if len(known) < len(means):
+                raise OptionError(f"columns: '{model}' lacks some of {list(means)}; name those that all models have.")
+            found[model] = known
+        return found
+
     def versus(self, first: str, second: str, column: str) -> Difference:
         """Paired test of two models: mean of `first - second`, below 0 where the first is better."""
         pair = [self._values(model).get(column) for model in (first, second)]

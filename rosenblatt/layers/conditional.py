@@ -73,10 +73,15 @@ class Conditional(Transform):
         """Ask the elementwise map of the one column, whose parameters depend on `context` alone."""
         if self.conditioner.features != 1:
             return None
-        like = next(self.conditioner.parameters()) if context is None else context
+        like = self._numbers() if context is None else context
         batch = () if context is None else context.shape[:-1]
         theta = self.conditioner(like.new_zeros(*batch, 1), context)
         return self.elementwise.closed_law(law, theta.squeeze(-2))
+
+    def _numbers(self) -> Tensor:
+        """Some numbers of the dtype and on the device that this layer works with."""
+        tensors = (*self.conditioner.parameters(), *self.conditioner.buffers())
+        return next((tensor for tensor in tensors if tensor.is_floating_point()), torch.zeros(1))
 
     def _inverse_with_tape(self, y: Tensor, context: Tensor | None) -> Mapped:
         x = torch.zeros_like(y)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from rosenblatt.bases import StandardLogistic, StandardNormal, StudentT
+from rosenblatt.bases import Mixture, StandardLogistic, StandardNormal, StudentT
 from rosenblatt.core.density import Density, Flow
 from rosenblatt.core.errors import DataError
 from rosenblatt.core.laws import Law, LogisticLaw, NormalLaw
@@ -70,8 +70,8 @@ def closed_law(density: Density, context: Tensor | None = None) -> Law | None:
     """The law of the one feature of `density` given `context` (*batch, context), or None where no formula is known.
 
     Known are flows that lead a normal, logistic or Student-t base through affine steps to the data, perhaps over one
-    mixture of logistics or normals, and any density with a method `closed_law(context)` of its own. Other maps
-    join by `Elementwise.closed_law` or `Transform.closed_law`.
+    mixture of logistics or normals; mixtures of such densities, all of one kind; and any density with a method
+    `closed_law(context)` of its own. Other maps join by `Elementwise.closed_law` or `Transform.closed_law`.
 
     >>> from rosenblatt.models.made_mixture import made_mixture
     >>> closed_law(made_mixture(1, hidden=8)).variance.shape
@@ -83,6 +83,8 @@ def closed_law(density: Density, context: Tensor | None = None) -> Law | None:
         return law
     if density.features != 1:
         return None
+    if isinstance(density, Mixture):
+        return _law_of_mixture(density, context)
     if not isinstance(density, Flow):
         return _law_of_base(density)
     base = closed_law(density.base, context if density.base.context else None)
@@ -104,6 +106,16 @@ def closed_crps(density: Density, y: Tensor, context: Tensor | None = None) -> T
         raise DataError(f"y: shape {tuple(y.shape)} came, (..., 1) was expected; check the targets.")
     law = closed_law(density, context)
     return None if law is None else law.crps(y.squeeze(-1))
+
+
+def _law_of_mixture(density: Mixture, context: Tensor | None) -> Law | None:
+    laws = [closed_law(part, context if part.context else None) for part in density.parts]
+    share = torch.exp(density.log_weights(context).double())
+    normal = [law for law in laws if isinstance(law, NormalLaw)]
+    logistic = [law for law in laws if isinstance(law, LogisticLaw)]
+    if len(normal) == len(laws):
+        return NormalLaw.of(normal, share)
+    return LogisticLaw.of(logistic, share) if len(logistic) == len(laws) else None
 
 
 def _law_of_base(base: Density) -> Law | None:
