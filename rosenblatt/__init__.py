@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from rosenblatt.core.registry import cite as cite
     from rosenblatt.data.table import Table as Table
     from rosenblatt.estimators import FlowDensity as FlowDensity
+    from rosenblatt.forecasting import Forecaster as Forecaster
     from rosenblatt.preparation import DataWarning as DataWarning
     from rosenblatt.testing.audit import audit as audit
     from rosenblatt.train.config import FitConfig as FitConfig
@@ -47,6 +48,7 @@ _NAMES = {
     "Fitter": "train.fitter",
     "Flow": "core.density",
     "FlowDensity": "estimators",
+    "Forecaster": "forecasting",
     "InverseError": "core.errors",
     "OptionError": "core.errors",
     "RosenblattError": "core.errors",
