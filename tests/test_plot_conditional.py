@@ -19,6 +19,7 @@ from rosenblatt.plot import (
     fan_chart,
     pit_reliability,
     quantile_curves,
+    save_conditional_plots,
     score_table,
     sharpness_calibration,
 )
@@ -321,3 +322,70 @@ FAN = {"quantiles": [[1.0, 2.0]], "levels": [0.1, 0.9]}
 def test_bad_requests_are_refused(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+class HeteroscedasticLaw:
+    """The true law of y given x, as an estimator would state it: N(2 x, (1 + |x|)^2), each target with its own unit."""
+
+    def __init__(self, targets=1, inputs=1, named=False):
+        self.columns_ = ("load", "price", "rain", "wind")[:targets]
+        self.n_features_in_ = inputs
+        self.units = np.array([1.0, 10.0, 100.0, 1000.0])[:targets]
+        if named:
+            self.feature_names_in_ = np.array(["speed"], dtype=object)
+
+    def place(self, X):
+        x = np.asarray(X["speed"] if isinstance(X, dict) else np.asarray(X)[:, 0], dtype=float)[:, np.newaxis]
+        return 2 * x * self.units, (1 + np.abs(x)) * self.units
+
+    def pit(self, X, y):
+        centre, width = self.place(X)
+        u = stats.norm.cdf((np.asarray(y).reshape(len(centre), -1) - centre) / width)
+        return u[:, 0] if len(self.columns_) == 1 else u
+
+    def predict_quantiles(self, X, levels):
+        centre, width = (part[..., np.newaxis] for part in self.place(X))
+        q = centre + width * stats.norm.ppf(levels)
+        return q[:, 0] if len(self.columns_) == 1 else q
+
+    def draw(self, X, seed=0):
+        centre, width = self.place(X)
+        y = centre + width * np.random.default_rng(seed).normal(size=centre.shape)
+        return y[:, 0] if len(self.columns_) == 1 else y
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_all_pictures_of_a_regression_of_one_on_one(tmp_path, named):
+    law = HeteroscedasticLaw(named=named)
+    x = np.random.default_rng(1).uniform(-3, 3, 400)
+    X = {"speed": x} if named else x[:, np.newaxis]
+    written = save_conditional_plots(law, X, law.draw(X), tmp_path, metrics=[{"step": 1, "train": -1.0}])
+    assert [path.name for path in written] == [
+        f"{name}.png" for name in ("reliability", "intervals", "groups", "curves", "training")
+    ]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
+    with pytest.raises(DataError, match="cannot be written"):
+        save_conditional_plots(law, X, law.draw(X), tmp_path / "nowhere")
+
+
+def test_pictures_of_several_targets_or_inputs_or_few_rows(tmp_path):
+    law = HeteroscedasticLaw(targets=4, inputs=2)
+    X = np.random.default_rng(1).uniform(-3, 3, (120, 2))
+    names = [path.name for path in save_conditional_plots(law, X, law.draw(X), tmp_path)]
+    assert names == [f"{name}.png" for name in ("reliability", "intervals_1", "intervals_2", "intervals_3", "groups")]
+    few = HeteroscedasticLaw(inputs=2)
+    names = [path.name for path in save_conditional_plots(few, X[:10], few.draw(X[:10]), tmp_path)]
+    assert names == ["reliability.png", "intervals.png"]
+    with pytest.raises(DataError, match="1 columns came, 4 were expected"):
+        save_conditional_plots(law, X, X[:, 0], tmp_path)
+
+
+def test_a_column_of_text_has_no_curves(tmp_path):
+    class Labelled(HeteroscedasticLaw):
+        def place(self, X):
+            return super().place(np.where(np.asarray(X["site"]) == "a", 0.0, 1.0)[:, np.newaxis])
+
+    law = Labelled()
+    X = {"site": ["a", "b"] * 30}
+    names = [path.name for path in save_conditional_plots(law, X, law.draw(X), tmp_path)]
+    assert names == ["reliability.png", "intervals.png"]

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from rosenblatt.core.density import Flow
-from rosenblatt.core.errors import DataError, OptionError
+from rosenblatt.core.errors import OptionError
 from rosenblatt.objectives import measure_of
 from rosenblatt.plot.calibration import coverage_by_group, pit_reliability, sharpness_calibration
+from rosenblatt.plot.conditional import save_conditional_plots
 from rosenblatt.plot.corner import corner
+from rosenblatt.plot.files import write
 from rosenblatt.plot.forecasts import fan_chart, quantile_curves
 from rosenblatt.plot.marginals import marginals
 from rosenblatt.plot.pit import pit
@@ -28,6 +30,7 @@ __all__ = [
     "pit",
     "pit_reliability",
     "quantile_curves",
+    "save_conditional_plots",
     "save_plots",
     "score_table",
     "sharpness_calibration",
@@ -36,7 +39,6 @@ __all__ = [
 ]
 
 SAMPLES = 10_000
-DOTS_PER_INCH = 110
 
 
 def save_plots(
@@ -52,7 +54,6 @@ def save_plots(
     A model without a Rosenblatt transform gets no pit.png, a model without training records no training.png. Raises
     `DataError` for rows that do not fit the model or a folder that cannot be written to.
     """
-    folder = Path(folder)
     held = subject(model, data)
     table = dict(zip(held.columns, held.rows.T, strict=True))
     samples = drawn(held.flow, SAMPLES, seed)
@@ -64,12 +65,4 @@ def save_plots(
         figures["pit"] = pit(held.flow, table)
     if metrics:
         figures["training"] = training_curve(metrics, measure=measure_of(held.flow))
-    written = []
-    for name, figure in figures.items():
-        path = folder / f"{name}.png"
-        try:
-            figure.savefig(path, dpi=DOTS_PER_INCH)
-        except OSError as error:
-            raise DataError(f"{path}: cannot be written ({error.strerror}); choose another folder.") from None
-        written.append(path)
-    return written
+    return write(figures, folder)
