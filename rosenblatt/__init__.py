@@ -2,7 +2,7 @@
 
 >>> import rosenblatt
 >>> rosenblatt.FlowDensity  # heavy parts load on first use
-<class 'rosenblatt.estimators.FlowDensity'>
+<class 'rosenblatt.estimators.density.FlowDensity'>
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from rosenblatt.core.registry import build as build
     from rosenblatt.core.registry import cite as cite
     from rosenblatt.data.table import Table as Table
+    from rosenblatt.estimators import ConditionalFlow as ConditionalFlow
     from rosenblatt.estimators import FlowDensity as FlowDensity
     from rosenblatt.forecasting import Forecaster as Forecaster
     from rosenblatt.preparation import DataWarning as DataWarning
@@ -47,6 +48,7 @@ _NAMES = {
     "FitDiverged": "core.errors",
     "Fitter": "train.fitter",
     "Flow": "core.density",
+    "ConditionalFlow": "estimators",
     "FlowDensity": "estimators",
     "Forecaster": "forecasting",
     "InverseError": "core.errors",

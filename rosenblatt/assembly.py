@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 import rosenblatt.models  # noqa: F401 - fills the registry
 from rosenblatt._version import __version__
 from rosenblatt.bases import Box, StandardLogistic, StandardNormal, StudentT
-from rosenblatt.core.density import Flow
+from rosenblatt.core.allocation_limit import AllocationLimit
+from rosenblatt.core.density import Density, Flow
 from rosenblatt.core.errors import CheckpointError, DataError, OptionError, RosenblattError
 from rosenblatt.core.registry import build
 from rosenblatt.core.transform import Compose
@@ -30,6 +30,7 @@ NUMBERS_AT_ONCE = 32_768  # rows times columns computed together: the networks i
 SYMMETRIC = (StandardNormal, StandardLogistic, StudentT, Box)  # bases with F(-z) = 1 - F(z)
 # Masks, orders and other helpers that a builder makes and the weights file does not hold.
 SPARE_ELEMENTS, SPARE_CALLS = 1_000_000, 1000
+Model = TypeVar("Model", bound=Density)
 
 
 class RowScores(NamedTuple):
@@ -240,25 +241,41 @@ def restore(run: RunFolder) -> tuple[TableFlow, dict[str, Any]]:
     is taken, and tensors are loaded strictly. Raises `CheckpointError` for whatever is wrong with the folder.
     """
     config = run.config
-    features = len(_checked(run, config, "columns", list))
-    if not 1 <= features <= MOST_FEATURES or not all(isinstance(c, str) for c in config["columns"]):
-        raise _refusal(run, f"{features} columns came, 1 to {MOST_FEATURES} names were expected")
+    if config.get("given") is not None:
+        raise CheckpointError(
+            f"{run.path}: holds a density of some columns given others; load it by ConditionalFlow.load."
+        )
+    flow = load_weights(run, lambda: blank_flow(run))
+    check_scales(run, flow.units)
+    return flow, config
+
+
+def load_weights(run: RunFolder, build_blank: Callable[[], Model]) -> Model:
+    """Build a model and load the best weights of `run` into it; returns it in eval mode.
+
+    Its sizes are held against the weights file before any memory is taken. Raises `CheckpointError` for whatever is
+    wrong with the folder, also where `build_blank` fails.
+    """
     tensors = run.load("best").model
     stored = sum(tensor.numel() for tensor in tensors.values())
     try:
-        with _AllocationLimit(2 * stored + SPARE_ELEMENTS, 20 * len(tensors) + SPARE_CALLS):
-            flow = _blank(run, config, features)
+        with AllocationLimit(2 * stored + SPARE_ELEMENTS, 20 * len(tensors) + SPARE_CALLS):
+            model = build_blank()
     except RosenblattError as error:
         raise CheckpointError(str(error)) from None
     except (TypeError, ValueError, RuntimeError, OverflowError, MemoryError, RecursionError) as error:
-        raise _refusal(run, f"the model cannot be built from it ({' '.join(str(error).split())[:200]})") from None
-    run.load_model_into(flow)
+        raise refusal(run, f"the model cannot be built from it ({' '.join(str(error).split())[:200]})") from None
+    run.load_model_into(model)
+    return model.eval()
+
+
+def check_scales(run: RunFolder, units: Units) -> None:
+    """Raise `CheckpointError` where stored units are none, as a scale that is not positive."""
+    standardise = units.map.steps[-1]
     try:
-        standardise = flow.units.map.steps[-1]
         Standardise(standardise.location, standardise.scale)  # type: ignore[arg-type]
     except OptionError as error:
         raise CheckpointError(f"{run.path}: {error}") from None
-    return flow.eval(), config
 
 
 def _exact_model(
@@ -314,76 +331,36 @@ def _require_inside(table: Table, index: int, support: Support) -> None:
         )
 
 
-def _blank(run: RunFolder, config: Mapping[str, Any], features: int) -> TableFlow:
-    """The model of a config before its weights are loaded."""
+def blank_flow(run: RunFolder, context: int = 0) -> TableFlow:
+    """Build the flow of a run's config before its weights are loaded; for `load_weights`, which limits its size."""
+    config = run.config
+    features = len(checked(run, config, "columns", list))
+    if not 1 <= features <= MOST_FEATURES or not all(isinstance(c, str) for c in config["columns"]):
+        raise refusal(run, f"{features} columns came, 1 to {MOST_FEATURES} names were expected")
     bounds: list[Bounds] = [(None, None)] * features
     scales = [1.0] * features
     if config.get("supports") is not None:
-        pairs = _checked(run, config, "supports", list)
-        scales = [float(scale) for scale in _checked(run, config, "support_scales", list)]
+        pairs = checked(run, config, "supports", list)
+        scales = [float(scale) for scale in checked(run, config, "support_scales", list)]
         bounds = [(lower, upper) for lower, upper in pairs]
         if len(bounds) != features:
-            raise _refusal(run, f"{len(bounds)} supports came for {features} columns")
+            raise refusal(run, f"{len(bounds)} supports came for {features} columns")
     dtype = {"float32": torch.float32, "float64": torch.float64}.get(config.get("dtype", ""))
     if dtype is None:
-        raise _refusal(run, f"dtype {config.get('dtype')!r} came, float32 or float64 was expected")
-    name, options = _checked(run, config, "model", str), _checked(run, config, "options", dict)
-    model = _exact_model(name, features, options, seed=0)
+        raise refusal(run, f"dtype {config.get('dtype')!r} came, float32 or float64 was expected")
+    name, options = checked(run, config, "model", str), checked(run, config, "options", dict)
+    model = _exact_model(name, features, options, seed=0, context=context)
     units = Units(bounds, scales, torch.zeros(features), torch.ones(features), model.supports)
     return TableFlow(units, model).to(dtype)
 
 
-def _checked(run: RunFolder, config: Mapping[str, Any], key: str, kind: type) -> Any:
+def checked(run: RunFolder, config: Mapping[str, Any], key: str, kind: type) -> Any:
+    """Value `key` of a stored config, which must be there and of type `kind`; `CheckpointError` otherwise."""
     if not isinstance(config.get(key), kind):
-        raise _refusal(run, f"'{key}' is missing or not of type {kind.__name__}")
+        raise refusal(run, f"'{key}' is missing or not of type {kind.__name__}")
     return config[key]
 
 
-def _refusal(run: RunFolder, what: str) -> CheckpointError:
+def refusal(run: RunFolder, what: str) -> CheckpointError:
+    """What is wrong with the config of a run, as an error that says how to cure it."""
     return CheckpointError(f"{run.path / 'config.json'}: {what}; restore the file or fit again.")
-
-
-class _AllocationLimit(TorchFunctionMode):
-    """Refuses a builder that asks for many more numbers than the weights file holds, before memory is taken."""
-
-    def __init__(self, most: int, calls: int) -> None:
-        super().__init__()
-        self.most = most
-        self.left = 4 * most
-        self.calls = calls
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Hold the size of a new tensor against the limits where the arguments tell it, else its own."""
-        kwargs = kwargs or {}
-        size = _requested(func, args, kwargs)
-        if size is not None:
-            self.left -= size
-            self.calls -= 1
-            self._refuse_if(size > self.most or min(self.left, self.calls) < 0)
-        result = func(*args, **kwargs)
-        self._refuse_if(isinstance(result, Tensor) and result.numel() > self.most)
-        return result
-
-    def _refuse_if(self, too_large: bool) -> None:
-        if too_large:
-            raise OptionError(
-                "model: its options ask for far more weights than the file holds; restore config.json or fit again."
-            )
-
-
-def _requested(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:
-    """How many numbers a call that makes a tensor asks for; None for other calls."""
-    if func in (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn):
-        size = kwargs.get("size", args[0] if args and isinstance(args[0], Sequence) else args)
-        return int(math.prod(size))
-    if func in (torch.arange, torch.randperm):
-        return int(max(abs(number) for number in args if isinstance(number, int | float)))
-    if func is torch.eye:
-        return int(args[0] * args[-1])
-    if func is torch.linspace:
-        return int(kwargs.get("steps", args[2] if len(args) > 2 else 0))
-    if func in (Tensor.repeat, Tensor.repeat_interleave) and all(isinstance(count, int) for count in args[1:]):
-        return int(math.prod(args[1:], start=args[0].numel()))
-    return None

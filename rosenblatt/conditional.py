@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from rosenblatt.assembly import TableFlow, assemble
+from rosenblatt.assembly import (
+    MOST_FEATURES,
+    TableFlow,
+    assemble,
+    blank_flow,
+    check_scales,
+    load_weights,
+    refusal,
+    rows_at_once,
+)
 from rosenblatt.core.density import Density, Objective
-from rosenblatt.core.errors import DataError, OptionError
+from rosenblatt.core.errors import CheckpointError, DataError, OptionError
 from rosenblatt.core.laws import Law
 from rosenblatt.core.types import Batch, Likelihood, Support
-from rosenblatt.data import Table
+from rosenblatt.data import Encoder, Table
+from rosenblatt.data.checks import location_scale
+from rosenblatt.eval import mean_log_prob
 from rosenblatt.layers.units import Units
 from rosenblatt.objectives.closed import closed_law
 from rosenblatt.preparation import DataWarning
-from rosenblatt.train import FitConfig, FitReport, Fitter, LocalRuntime
+from rosenblatt.summary import Comparison
+from rosenblatt.train import FitConfig, FitReport, Fitter, LocalRuntime, RunFolder
 
 
 class Pairs:
@@ -147,6 +159,12 @@ class ConditionalDensity(Density):
         """The law of the one feature given each row of `context`, where formulas for it are known."""
         return closed_law(self.flow, self.encode(self._rows(context)))
 
+    def from_uniform(self, u: Tensor, context: Tensor | None = None) -> Tensor:
+        """Inverse of `to_uniform`: with one number the exact quantile at level `u`; see `Flow.from_uniform`."""
+        u, context = self._rows(u), self._rows(context)
+        self.check(u, context)
+        return self.flow.from_uniform(u, self.encode(context))
+
     def encode(self, context: Tensor) -> Tensor:
         """What the flow is told of the given rows; NaN for a row that holds a number which is not finite."""
         known = torch.isfinite(context).all(dim=-1, keepdim=True)
@@ -160,6 +178,18 @@ class ConditionalDensity(Density):
         assert context is not None
         with torch.no_grad():
             self.flow.initialise(x, self.encode(context), weight)
+
+    def refresh(self, batches: Iterable[Batch]) -> None:
+        """Let the flow recompute its statistics from the pairs as it sees them."""
+        self.flow.refresh(Batch(x, None if given is None else self.encode(given), w) for x, given, w in batches)
+
+    def by_rows(self, function: Callable[..., Tensor], values: Tensor, given: Tensor | None) -> Tensor:
+        """`function`, made of this density, at any number of pairs: a part at a time, without gradients, to the CPU."""
+        assert given is not None
+        size = rows_at_once(self.features)
+        with torch.no_grad():
+            parts = zip(values.split(size), given.split(size), strict=True)
+            return torch.cat([function(*(part.to(self.flow.device) for part in pair)).cpu() for pair in parts])
 
     def check(self, x: Tensor, context: Tensor | None = None) -> None:
         """Raise `DataError` unless both have the width of the rows that were learned from."""
@@ -192,20 +222,68 @@ def conditional_density(
 ) -> ConditionalDensity:
     """Build registered model `model` as a density of `values` given the rows `given` (rows, context), untrained.
 
-    `values` are mapped from their `support` to the line and standardised, `given` is standardised; a column of `given`
-    that never changes is only shifted. `embedding` maps standardised (rows, context) to (rows, any width).
+    `values` are mapped from their `support` to the line and standardised, `given` is standardised, both with the
+    weights of `values`; a column of `given` that never changes is only shifted. `embedding` maps standardised
+    (rows, context) to (rows, any width).
     Raises `OptionError` for an unknown model or option, `DataError` for rows that cannot be standardised.
     """
     given = given.double()
-    location, scale = given.mean(dim=0), given.std(dim=0, unbiased=False)
+    location, scale = location_scale(given, values.weight)
     # A spread that rounding alone can make is none.
     moves = scale > 1e-12 * given.abs().amax(dim=0)
     width = given.shape[1]
-    units = Units([(None, None)] * width, [1.0] * width, location, torch.where(moves, scale, 1.0))
+    units = _given_units(location, torch.where(moves, scale, 1.0))
     flow = assemble(
         model, values, context=_embedded_width(embedding, width), options=options, supports=support, seed=seed
     )
     return ConditionalDensity(flow, units, width, embedding=embedding, names=names)
+
+
+def blank_conditional(run: RunFolder, context: int, *, names: tuple[str, str] = ("x", "context")) -> ConditionalDensity:
+    """Build the density of a run's config, without an embedding, for `assembly.load_weights`."""
+    flow = blank_flow(run, context)
+    units = _given_units(torch.zeros(context), torch.ones(context))
+    return ConditionalDensity(flow, units, context, names=names).to(getattr(torch, run.config["dtype"]))
+
+
+def restore_conditional(
+    run: RunFolder, *, names: tuple[str, str] = ("y", "X")
+) -> tuple[ConditionalDensity, Encoder, dict[str, Any]]:
+    """Load the best weights of a run of a conditional density: the density, what encodes its given columns, the config.
+
+    As careful as `assembly.restore`. Raises `CheckpointError` for whatever is wrong with the folder.
+    """
+    given = run.config.get("given")
+    if given is None:
+        raise CheckpointError(f"{run.path}: holds the density of all columns, given none; load it by FlowDensity.load.")
+    try:
+        encoder = Encoder.from_json(given, most=MOST_FEATURES)
+    except DataError as error:
+        raise refusal(run, str(error)) from None
+    density = load_weights(run, lambda: blank_conditional(run, len(encoder.names), names=names))
+    for units in (density.flow.units, density.given_units):
+        check_scales(run, units)
+    return density, encoder, run.config
+
+
+def compare_given(density: ConditionalDensity, train: Pairs, held_out: Pairs) -> Comparison:
+    """Score `density` and the linear Gaussian regression fitted to `train` on the pairs `held_out`, at least two.
+
+    The baseline is `gaussian` with a context: means linear in the given row, one covariance for all rows, by maximum
+    likelihood on the training rows, in the units of the values and without regard to supports.
+    """
+    weight = held_out.table.weight
+    log_prob = density.by_rows(density.log_prob, *held_out.rows()[:2])
+    model = mean_log_prob(log_prob, weight)
+    values, given, weights = train.rows()
+    assert given is not None
+    try:
+        gaussian = conditional_density("gaussian", Table(values, train.table.columns[: train.features], weights), given)
+        gaussian.double().initialise(values, given, weights)
+    except DataError:  # too few rows for a covariance, or no Gaussian has one
+        return Comparison(model)
+    baseline = gaussian.by_rows(gaussian.log_prob, *held_out.rows()[:2])
+    return Comparison(model, mean_log_prob(baseline, weight), mean_log_prob(log_prob - baseline, weight))
 
 
 def fit_conditional(
@@ -242,6 +320,11 @@ def fit_conditional(
     runtime = PairRuntime(config.device, amp=config.amp)
     density.report = Fitter(config, runtime=runtime).fit(density, Pairs(Table(both, columns), values.features))
     return density.double().requires_grad_(False)
+
+
+def _given_units(location: Tensor, scale: Tensor) -> Units:
+    width = len(location)
+    return Units([(None, None)] * width, [1.0] * width, location, scale)
 
 
 def _embedded_width(embedding: nn.Module | None, width: int) -> int:

@@ -199,7 +199,7 @@ def _reason(error: Exception) -> str:
 
 
 def _open_csv(path: Path, columns: Sequence[str] | None, rows: int) -> tuple[tuple[str, ...], Chunks]:
-    names, headed, delimiter = _csv_header(path)
+    names, headed, delimiter = csv_header(path)
     chosen = [names[index] for index in select_index(names, columns)]
     read = pa_csv.ReadOptions(column_names=names, skip_rows=1 if headed else 0)
     parse = pa_csv.ParseOptions(delimiter=delimiter)
@@ -218,7 +218,7 @@ def _open_csv(path: Path, columns: Sequence[str] | None, rows: int) -> tuple[tup
     return tuple(chosen), _cut((to_numpy(batch) for batch in stream), rows)
 
 
-def _csv_header(path: Path) -> tuple[list[str], bool, str]:
+def csv_header(path: Path) -> tuple[list[str], bool, str]:
     """Column names, whether they stand in the file, and the delimiter."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         line = file.readline(1 << 20)

@@ -1,8 +1,7 @@
-"""The scikit-learn face: `FlowDensity` fits an exact density to a table in one call."""
+"""`FlowDensity` fits an exact density to a table in one call."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import shlex
 import warnings
@@ -12,7 +11,6 @@ from typing import Any, Self, cast
 
 import narwhals as nw
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 from scipy.sparse import issparse
@@ -21,9 +19,9 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from rosenblatt.assembly import TableFlow, TableRuntime, assemble, config_of, restore
-from rosenblatt.core.errors import CheckpointError, DataError, OptionError
+from rosenblatt.core.errors import CheckpointError, DataError
 from rosenblatt.data import Table
-from rosenblatt.eval import Estimate
+from rosenblatt.estimators.common import Floats, Learner, count_of, no_config, stored_arguments
 from rosenblatt.preparation import (
     DEQUANTISE,
     DataWarning,
@@ -39,19 +37,12 @@ from rosenblatt.preparation import (
     take_rows,
     weighted,
 )
-from rosenblatt.summary import Comparison, Summary, compare, new_run, read_summary, write_summary
-from rosenblatt.train import FitConfig, FitReport, Fitter, LocalRuntime, RunFolder
+from rosenblatt.summary import Summary, compare, new_run, write_summary
+from rosenblatt.train import Fitter, RunFolder
 from rosenblatt.train.runtime import seeded_generator
 
-Floats = npt.NDArray[np.float64]
-# Options of FitConfig that are arguments of FlowDensity; the others go through `fit_options`.
-FIT_ARGUMENTS = (
-    *("epochs", "batch_size", "learning_rate", "validation_fraction", "patience", "ema_decay"),
-    *("clip_norm", "time_limit", "max_steps", "dtype", "device"),
-)
 
-
-class FlowDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
+class FlowDensity(DensityMixin, Learner, BaseEstimator):  # type: ignore[misc]
     """Exact probability density of a table's rows, learned by a normalizing flow; a scikit-learn estimator.
 
     model, model_options: name of a registered model ("nits", "maf", "nsf", "made_mixture", "gaussian") and its options.
@@ -77,12 +68,6 @@ class FlowDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
     >>> density.score_samples(X).shape, density.sample(3, random_state=1).shape
     ((200,), (3, 2))
     """
-
-    report_: FitReport | None
-    validation_score_: Estimate | None
-    gaussian_score_: Estimate | None
-    test_scores_: Comparison | None
-    _comparison: Comparison | None
 
     def __init__(
         self,
@@ -160,11 +145,10 @@ class FlowDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
 
     def sample(self, n_samples: int = 1, random_state: int | np.random.RandomState | None = None) -> Any:
         """Draw rows, as a frame of the kind `fit` was given, else as an array (n_samples, columns)."""
-        if isinstance(n_samples, bool) or not isinstance(n_samples, int | np.integer) or n_samples < 1:
-            raise OptionError(f"n_samples: {n_samples!r} came, a whole number of at least 1 was expected.")
+        count = count_of("n_samples", n_samples)
         flow = self._flow()
         with torch.no_grad():
-            drawn = flow.sample(int(n_samples), generator=seeded_generator(seed_of(random_state)))
+            drawn = flow.sample(count, generator=seeded_generator(seed_of(random_state)))
         rows: Floats = drawn.cpu().numpy()
         if self._frame is None:
             return rows
@@ -193,20 +177,6 @@ class FlowDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
             )
         return self._by_rows(flow.from_uniform, u)
 
-    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write the fitted model into a new run folder: JSON and safetensors, no pickle.
-
-        Raises `CheckpointError` when the folder is not empty (unless it is a run and `overwrite`).
-        """
-        stored = copy.deepcopy(self._flow()).to(getattr(torch, self._config["dtype"]))
-        run = new_run(path, self._config, overwrite=overwrite)
-        steps = 0 if self.report_ is None else self.report_.steps
-        run.save(steps, stored.state_dict(), {}, {"fit": self._config["fit"]}, best=True)
-        if self.report_ is not None:
-            for record in self.report_.history:
-                run.append_metrics(record)
-            write_summary(run, Summary(self.report_, self._comparison, self.test_scores_))
-
     @classmethod
     def load(cls, path: str | Path, *, device: str = "auto") -> Self:
         """Read a fitted model from a run folder, at its best checkpoint.
@@ -215,11 +185,7 @@ class FlowDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         """
         run = RunFolder.open(path)
         flow, config = restore(run)
-        estimator = cls._from_config(run, config)
-        estimator.device = device
-        estimator._finish(flow.to(LocalRuntime(device).device), run, config)
-        estimator._conclude(read_summary(run))
-        return estimator
+        return cls._from_config(run, config)._opened(flow, run, config, device)
 
     @classmethod
     def resume(
@@ -242,10 +208,10 @@ class FlowDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         folder = RunFolder.open(run)
         estimator = cls._from_config(folder, folder.config)
         estimator.run, estimator.verbose = folder.path, verbose
-        for name, value in {"epochs": epochs, "max_steps": max_steps, "time_limit": time_limit}.items():
-            if value is not None:
-                setattr(estimator, name, value)
+        estimator._set_given(epochs=epochs, max_steps=max_steps, time_limit=time_limit)
         facts = folder.config["data"]
+        if folder.config.get("given") is not None:
+            raise CheckpointError(f"{run}: holds a density given other columns; resume it by ConditionalFlow.resume.")
         if "test_rows" in facts:
             again = shlex.join(["rosenblatt", "fit", "--resume", str(run)])
             raise CheckpointError(f"{run}: made by the command line, which holds out test rows; go on with: {again}")
@@ -295,18 +261,6 @@ class FlowDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
             write_summary(run, summary)
         return self
 
-    def _finish(self, flow: TableFlow, run: RunFolder | None, config: dict[str, Any]) -> None:
-        # Scores in float64, so that they do not depend on which rows are scored together.
-        self.model_ = flow.double().eval()
-        self.columns_ = tuple(config["columns"])
-        self.run_ = run
-        self._config = config
-
-    def _conclude(self, summary: Summary | None) -> None:
-        self.report_, self._comparison, self.test_scores_ = (None, None, None) if summary is None else summary
-        scores = self._comparison
-        self.validation_score_, self.gaussian_score_ = (None, None) if scores is None else scores[:2]
-
     def _read(self, X: object, *, reset: bool = False) -> Table:
         """Check names, widths and numbers of `X`, and note what it was when `reset`."""
         if not reset:
@@ -337,47 +291,25 @@ class FlowDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
 
     def _flow(self) -> TableFlow:
         check_is_fitted(self)
-        return self.model_
+        return cast(TableFlow, self.model_)
 
     def _by_rows(self, function: Callable[[Tensor], Tensor], values: Tensor) -> Floats:
         answer: Floats = self.model_.by_rows(function, values).numpy()
         return answer
 
-    def _fit_config(self) -> FitConfig:
-        options = {name: plain(getattr(self, name)) for name in FIT_ARGUMENTS}
-        extra = plain(dict(self.fit_options or {}))
-        for name in extra:
-            if name in options or name == "seed":
-                own = "random_state" if name == "seed" else name
-                raise OptionError(f"fit_options: '{name}' is set by the argument {own}; leave it out here.")
-        return FitConfig.from_dict({**options, **extra, "seed": self.seed_})
-
     @classmethod
     def _from_config(cls, run: RunFolder, config: Mapping[str, Any]) -> Self:
         """An estimator with the arguments that a run's config tells of."""
         try:
-            fit = FitConfig.from_dict(config["fit"]).to_dict()
-            seed, columns, facts = fit.pop("seed"), list(config["columns"]), dict(config["data"])
-            pairs = config["supports"] or [[None, None]] * len(columns)
-            bounds = {name: pair for name, pair in zip(columns, pairs, strict=True) if pair != [None, None]}
-            estimator = cls(
-                config["model"],
-                model_options=dict(config["options"]),
-                support=bounds or None,
-                dequantise={str(name): float(step) for name, step in config["dequantise"].items()} or None,
-                **{name: fit.pop(name) for name in FIT_ARGUMENTS},
-                fit_options={name: value for name, value in fit.items() if value != getattr(FitConfig, name)} or None,
-                random_state=seed,
-                provenance=config.get("provenance") or None,
-            )
+            estimator = cls(**stored_arguments(config))
+            facts = dict(config["data"])
             estimator.dequantise_ = dict(config["dequantise"])
             frame = facts.get("frame")
             estimator._frame = frame if frame in ("pandas", "polars", "pyarrow") else None
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CheckpointError(
-                f"{run.path / 'config.json'}: not the config of a table model ({error}); restore it or fit again."
-            ) from None
-        estimator.seed_, estimator.n_features_in_ = seed, len(columns)
+            raise no_config(run, error) from None
+        columns = list(config["columns"])
+        estimator.seed_, estimator.n_features_in_ = seed_of(estimator.random_state), len(columns)
         if facts.get("named"):
             estimator.feature_names_in_ = np.array(columns, dtype=object)
         return estimator

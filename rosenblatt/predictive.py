@@ -1,0 +1,121 @@
+"""Predictions from a conditional density, row by row: quantiles, means and CDFs, exact where the model allows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from rosenblatt.conditional import ConditionalDensity
+from rosenblatt.core.density import FactorisedDensity
+from rosenblatt.train.runtime import seeded_generator
+
+DRAWS = 1024  # per row, where a prediction is made from draws
+PAIRS_AT_ONCE = 32_768  # rows times levels or draws computed together
+STREAM = 200  # of random numbers, that of no other part
+# Trapezoids in the logit of the level: they converge exponentially, and what lies beyond +-18 has probability 3e-8.
+LOGITS = torch.arange(-18, 18.25, 0.5, dtype=torch.float64)
+
+
+class Predictive:
+    """What a `ConditionalDensity` predicts at given rows; no row's answer depends on another's.
+
+    With one value and a base that has a CDF, quantiles are exact, `Q(u | g) = T^-1(F_base^-1(u), g)`, and the mean is
+    their integral, `E[v | g] = integral_0^1 Q(u | g) du`, by 73 trapezoids in logit u. Otherwise both are those of
+    `draws` draws of the same noise for every row, a scrambled Sobol net (Owen 1995) where the base has a CDF; its seed
+    is fixed by `seed`, so that a prediction never changes. Quantiles are then marginal, value by value.
+
+    Shapes: given (rows, context), values (rows, features). Raises `InverseError` where an inverse does not converge.
+    """
+
+    def __init__(self, density: ConditionalDensity, *, seed: int = 0, draws: int = DRAWS) -> None:
+        self.density = density
+        self.seed = seed
+        self.draws = draws
+
+    @property
+    def exact(self) -> bool:
+        """Whether quantiles are exact: one value, and a base with a CDF."""
+        return self.density.features == 1 and isinstance(self.density.flow.base, FactorisedDensity)
+
+    def quantiles(self, given: Tensor, levels: Tensor) -> Tensor:
+        """Quantiles at `levels` in (0, 1), shape (rows, features, levels)."""
+        if self.exact:
+            return self._exact_quantiles(given, levels.double()).unsqueeze(1)
+        return self._of_draws(given, lambda drawn: torch.quantile(drawn, levels.double(), dim=0).movedim(0, -1))
+
+    def mean(self, given: Tensor) -> Tensor:
+        """Means, shape (rows, features)."""
+        if not self.exact:
+            return self._of_draws(given, lambda drawn: drawn.mean(dim=0))
+        level = torch.sigmoid(LOGITS)
+        weight = level * torch.sigmoid(-LOGITS)
+        return (self._exact_quantiles(given, level) @ (weight / weight.sum())).unsqueeze(1)
+
+    def cdf(self, values: Tensor, given: Tensor) -> Tensor:
+        """Rosenblatt transform (rows, features): with one value its CDF, with several that of each given those before.
+
+        Raises `OptionError` when the base has no coordinate-wise CDF.
+        """
+        u = self.density.by_rows(self.density.to_uniform, values, given)
+        return 1 - u if self.exact and len(given) and self._falls(given) else u
+
+    def sample(self, given: Tensor, n: int, generator: torch.Generator) -> Tensor:
+        """Draw `n` values for each row, (n, rows, features)."""
+        size = max(1, PAIRS_AT_ONCE // n)
+        with torch.no_grad():
+            parts = given.to(self.density.flow.device).split(size)
+            return torch.cat([self.density.sample(n, part, generator=generator).cpu() for part in parts], dim=1)
+
+    def _exact_quantiles(self, given: Tensor, levels: Tensor) -> Tensor:
+        if len(given) == 0:
+            return torch.empty(0, len(levels), dtype=torch.float64)
+        if self._falls(given):
+            levels = 1 - levels
+        return self._at_levels(given, levels)
+
+    def _at_levels(self, given: Tensor, levels: Tensor) -> Tensor:
+        flow, parts = self.density.flow, []
+        with torch.no_grad():
+            for part in given.to(flow.device).split(max(1, PAIRS_AT_ONCE // len(levels))):
+                context = self.density.encode(part).repeat_interleave(len(levels), dim=0)
+                u = levels.to(flow.device).repeat(len(part)).unsqueeze(1)
+                parts.append(flow.from_uniform(u, context).reshape(len(part), -1).cpu())
+        return torch.cat(parts)
+
+    def _falls(self, given: Tensor) -> bool:
+        """Whether the map of one value falls, which for continuous maps is so for all rows or for none."""
+        low, high = self._at_levels(given[:1], torch.tensor([0.25, 0.75], dtype=torch.float64))[0]
+        return bool(high < low)
+
+    def _of_draws(self, given: Tensor, statistic: Callable[[Tensor], Tensor]) -> Tensor:
+        """`statistic` of draws (draws, rows, features) for every row."""
+        size = max(1, PAIRS_AT_ONCE // self.draws)
+        with torch.no_grad():
+            parts = given.to(self.density.flow.device).split(size)
+            return torch.cat([statistic(self._common_draws(part)).cpu() for part in parts])
+
+    def _common_draws(self, given: Tensor) -> Tensor:
+        flow, context = self.density.flow, self.density.encode(given)
+        if flow.base.context:  # noise that differs from row to row, from the same stream
+            drawn = [
+                flow.sample(self.draws, row, generator=seeded_generator(self.seed, STREAM, device=flow.device))
+                for row in context.split(1)
+            ]
+            return torch.cat(drawn, dim=1)
+        z = self._noise().to(flow.device, flow.units.follower.dtype)
+        pairs = context.expand(self.draws, *context.shape).reshape(-1, context.shape[1])
+        rows = z.repeat_interleave(len(context), dim=0)
+        return flow.transform.inverse(rows, pairs).value.reshape(self.draws, len(context), flow.features)
+
+    def _noise(self) -> Tensor:
+        flow = self.density.flow
+        generator = seeded_generator(self.seed, STREAM)
+        if not isinstance(flow.base, FactorisedDensity) or flow.features > torch.quasirandom.SobolEngine.MAXDIM:
+            return flow.base.sample(self.draws, generator=seeded_generator(self.seed, STREAM, device=flow.device))
+        scramble = int(torch.randint(2**31, (), generator=generator))
+        net = torch.quasirandom.SobolEngine(flow.features, scramble=True, seed=scramble)
+        # Points are multiples of 2^-30, of which the first may be 0; half a step further is inside the cube.
+        u = net.draw(self.draws, dtype=torch.float64) + 2.0**-31
+        return flow.base.quantile(u.to(flow.device))
