@@ -150,7 +150,7 @@ class ConditionalDensity(Density):
         return self.flow.to_uniform(x, self.encode(context))
 
     def from_uniform(self, u: Tensor, context: Tensor | None = None) -> Tensor:
-        """Inverse of `to_uniform`; 0 and 1 give the ends of the support."""
+        """Inverse of `to_uniform`: with one number its quantiles; 0 and 1 give the ends of the support."""
         u, context = self._rows(u), self._rows(context)
         self.check(u, context)
         return self.flow.from_uniform(u, self.encode(context))
@@ -158,12 +158,6 @@ class ConditionalDensity(Density):
     def closed_law(self, context: Tensor | None = None) -> Law | None:
         """The law of the one feature given each row of `context`, where formulas for it are known."""
         return closed_law(self.flow, self.encode(self._rows(context)))
-
-    def from_uniform(self, u: Tensor, context: Tensor | None = None) -> Tensor:
-        """Inverse of `to_uniform`: with one number the exact quantile at level `u`; see `Flow.from_uniform`."""
-        u, context = self._rows(u), self._rows(context)
-        self.check(u, context)
-        return self.flow.from_uniform(u, self.encode(context))
 
     def encode(self, context: Tensor) -> Tensor:
         """What the flow is told of the given rows; NaN for a row that holds a number which is not finite."""
