@@ -78,12 +78,12 @@ def recipe_for(config: dict[str, Any], rows: int) -> dict[str, Any]:
 
 
 def plan(config: dict[str, Any], model: str, rows: int) -> dict[str, Any]:
-    """All that decides a fit besides the rows."""
+    """All that decides a fit besides the rows; noise of the inputs shrinks as these grow in number."""
     size = dict(recipe_for(config, rows))
     del size["rows"]
     chosen = config["models"][model]
     members = size.pop("members")
-    recipe = {"given_noise": config["given_noise"], "noise": config["noise"], "members": members}
+    recipe = {"given_noise": config["given_noise"] / math.sqrt(rows), "noise": config["noise"], "members": members}
     fit = {**config["fit"], **size, **chosen.get("fit", {})}
     return {"options": chosen.get("options", {}), "fit": fit, **recipe, "closed_form": chosen.get("closed_form", False)}
 

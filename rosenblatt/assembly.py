@@ -61,6 +61,12 @@ class TableFlow(Flow):
         """The density of the standardised columns."""
         return self._model[0]
 
+    def train(self, mode: bool = True) -> TableFlow:
+        """Set the mode of all parts, and of the model itself, whose parts alone are registered here."""
+        self._model[0].train(mode)
+        super().train(mode)
+        return self
+
     @property
     def units(self) -> Units:
         """The map from the user's columns to standardised ones."""

@@ -193,3 +193,18 @@ def test_refusals():
         fit_ensemble("maf", table, given, members=4)
     with pytest.raises(OptionError, match="context_noise"):
         fit_ensemble("maf", table, given, members=2, given_noise=-0.1)
+
+
+def test_a_fitted_flow_is_in_use_with_all_its_parts():
+    given = torch.randn(60, 1, generator=generator(10), dtype=torch.float64)
+    table = Table(given + 0.3 * torch.randn(60, 1, generator=generator(11), dtype=torch.float64), ["v"])
+    options = {"hidden": 8, "bins": 16, "channels": [4], "dropout": 0.5}
+    fitted = fit_ensemble("ddn", table, given, members=1, options=options, config=QUICK)
+    x = torch.full((20, 1), 0.1, dtype=torch.float64)
+    given = torch.linspace(-1, 1, 20, dtype=torch.float64).unsqueeze(1)
+    below, width = fitted.to_uniform(x, given), 1e-7
+    density = (fitted.to_uniform(x + width, given) - below)[:, 0] / width
+    # Dropout that goes on in use makes every answer another one, and the density none of its CDF.
+    assert torch.equal(fitted.log_prob(x, given), fitted.log_prob(x, given))
+    assert torch.equal(fitted.to_uniform(x, given), below)
+    assert density.numpy() == pytest.approx(fitted.log_prob(x, given).exp().numpy(), rel=1e-5)
