@@ -21,7 +21,7 @@ def summarise(fits: Fits) -> dict[str, Any]:
         model: np.mean([by_set[name][model]["covered"] for name in by_set if model in by_set[name]], axis=0).tolist()
         for model in models
     }
-    return {"sets": by_set, "coverage_over_sets": coverage, "verdict": _verdict(by_set)}
+    return {"sets": by_set, "coverage_over_sets": coverage, "verdict": _verdict(by_set), "crps_lead": _leads(fits)}
 
 
 def _over_splits(done: list[dict[str, Any]]) -> dict[str, Any]:
@@ -53,6 +53,22 @@ def _verdict(by_set: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return verdict
 
 
+def _leads(fits: Fits) -> dict[str, Any]:
+    """By how much the quantile flow's CRPS is lower than the best other model's, with its error over paired splits."""
+    leads = {}
+    for name, found in fits.items():
+        own = found.get("quantile_flow", {})
+        rivals = {model: done for model, done in found.items() if model not in ("gaussian", "quantile_flow")}
+        if not own or not rivals:
+            continue
+        best = min(rivals, key=lambda model: float(np.mean([d["crps"] for d in rivals[model].values()])))
+        lead = np.array([rivals[best][split]["crps"] - own[split]["crps"] for split in own if split in rivals[best]])
+        error = float(lead.std(ddof=1) / math.sqrt(len(lead))) if len(lead) > 1 else None
+        mean = float(lead.mean()) if len(lead) else None
+        leads[name] = {"rival": best, "mean": mean, "standard_error": error}
+    return leads
+
+
 def tables(fits: Fits) -> str:
     """All figures as Markdown: a table for each score, rows of sets and columns of models."""
     if not fits:
@@ -78,6 +94,9 @@ def tables(fits: Fits) -> str:
     ]
     parts.append("\n".join(["Coverage of central intervals, % of test rows, mean over sets", "", head, *lines]))
     parts.append("\n".join(f"{key}: {value}" for key, value in summary["verdict"].items()))
+    parts.append(
+        "\n".join(f"CRPS lead of quantile_flow, {name}: {lead}" for name, lead in summary["crps_lead"].items())
+    )
     seconds = sum(by_set[name][model]["cpu_seconds"] for name in by_set for model in by_set[name])
     parts.append(f"{seconds / 60:.1f} CPU minutes in all")
     return "\n\n".join(parts)

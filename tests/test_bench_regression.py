@@ -135,6 +135,9 @@ def test_tables_and_verdict():
     assert summary["verdict"]["best_by_likelihood"] == {"yacht": "nits"}
     assert summary["verdict"]["beats_gaussian_rows"] == {"yacht": True}
     assert summary["verdict"]["quantile_flow_crps_no_worse"] == {"yacht": True}
+    lead = summary["crps_lead"]["yacht"]
+    assert (lead["rival"], lead["mean"]) == ("nits", pytest.approx(0.0, abs=1e-12))
+    assert lead["standard_error"] == pytest.approx(0.1)
     text = regression_report.tables(fits)
     assert "| yacht | **-1.50 ± 0.50** | -3.00 ± 0.00 | -3.60 ± 0.00 |" in text
     assert "6.0 CPU minutes" in text
