@@ -122,9 +122,9 @@ def fit_ensemble(
 ) -> Ensemble:
     """Learn the density of `values` given `given` (rows, context) by `members` fits whose densities are averaged.
 
-    The rows are cut at random into `members` parts; each member learns from all but its own part, on which it is
-    validated and stopped, so every row teaches all members but one (Breiman's cross-validated bagging; Krogh and
-    Vedelsby 1995). A single member holds out `config.validation_fraction` instead.
+    Each member holds out a random part of the rows of its own, `config.validation_fraction` of them or one in `members`
+    if that is less, on which it is validated and stopped: with enough members every row teaches all of them but one
+    (cross-validation aggregating; Krogh and Vedelsby, Neural Network Ensembles, NeurIPS 1995).
 
     steps: cell width by column of `values`: rounded numbers are spread over `v -+ step / 2`, afresh at every step.
     noise, given_noise: standard deviation of Gaussian noise on either side in training, as a share of each column's own
@@ -148,13 +148,14 @@ def fit_ensemble(
         "context_noise": given_noise * given.std(dim=0, unbiased=False),
     }
     order = torch.randperm(len(values), generator=seeded_generator(config.seed, FOLDS))
-    held_out = round(config.validation_fraction * len(values))
-    folds = order.chunk(members) if members > 1 else [order[:held_out]]
+    size = round(min(1 / members, config.validation_fraction) * len(values))
+    folds = [order[number * size : (number + 1) * size] for number in range(members)]
     fits = []
     for number, fold in enumerate(folds):
         learned = torch.ones(len(values), dtype=torch.bool)
         learned[fold] = False
-        parts = [_rows(values, given, rows, names[1]) for rows in (learned, ~learned)]
+        train = _rows(values, given, learned, names[1])
+        held_out = _rows(values, given, ~learned, names[1]) if size else None
         seed = config.seed + number
         density = conditional_density(
             model,
@@ -167,9 +168,8 @@ def fit_ensemble(
             seed=seed,
         )
         fitter = Fitter(dataclasses.replace(config, seed=seed), runtime=PairRuntime(config.device, amp=config.amp))
-        density.report = fitter.fit(
-            density, parts[0], Disturbed(density.objective or NLL(), **objective), validation=parts[1]
-        )
+        loss = Disturbed(density.objective or NLL(), **objective)
+        density.report = fitter.fit(density, train, loss, validation=held_out)
         fits.append(density.double().requires_grad_(False))
     return Ensemble(fits).double().eval()
 

@@ -126,16 +126,27 @@ def test_a_fit_learns_from_every_row_and_beats_its_members():
     assert torch.equal(again.log_prob(table.values, given), fitted.log_prob(table.values, given))
 
 
-def test_folds_are_disjoint_and_cover_the_rows():
-    given = torch.arange(50.0).double().unsqueeze(1)
-    table = Table(given + torch.randn(50, 1, generator=generator(7), dtype=torch.float64), ["v"])
-    fitted = fit_ensemble("gaussian", table, given, members=4)
-    # Each Gaussian standardised by its own rows: the sums of what was left out add up to the sum of all.
-    sums = [float(member.given_units.map.steps[-1].location) for member in fitted.members]
-    sizes = [50 - 13, 50 - 13, 50 - 13, 50 - 11]
-    left_out = [float(given.sum()) - mean * size for mean, size in zip(sums, sizes, strict=True)]
-    assert sum(left_out) == pytest.approx(float(given.sum()), rel=1e-9)
-    assert len({round(total, 6) for total in left_out}) == 4
+@pytest.mark.parametrize(("members", "fraction", "held_out"), [(4, 0.5, 12), (4, 0.25, 12), (3, 0.125, 6)])
+def test_members_hold_out_parts_that_do_not_meet(members, fraction, held_out):
+    given = (2.0 ** torch.arange(48)).double().unsqueeze(1)  # a sum says which rows are in it
+    table = Table(torch.randn(48, 1, generator=generator(7), dtype=torch.float64), ["v"])
+    fitted = fit_ensemble("gaussian", table, given, members=members, config=FitConfig(validation_fraction=fraction))
+    sets = []
+    for member in fitted.members:
+        learned = round(float(member.given_units.map.steps[-1].location) * (48 - held_out))
+        left_out = int(given.sum()) - learned
+        sets.append({row for row in range(48) if left_out >> row & 1})
+    assert [len(rows) for rows in sets] == [held_out] * members
+    assert len(set.union(*sets)) == held_out * members
+
+
+def test_without_validation_every_member_has_all_rows():
+    given = torch.randn(40, 1, generator=generator(12), dtype=torch.float64)
+    config = FitConfig(validation_fraction=0.0, epochs=2)
+    fitted = fit_ensemble("maf", Table(given.sin(), ["v"]), given, members=2, options={"hidden": 4}, config=config)
+    locations = [member.given_units.map.steps[-1].location for member in fitted.members]
+    assert torch.equal(locations[0], locations[1])
+    assert fitted.reports[0].best_validation is None
 
 
 def test_a_grid_is_spread_and_said():
