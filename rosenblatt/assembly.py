@@ -249,7 +249,8 @@ def restore(run: RunFolder) -> tuple[TableFlow, dict[str, Any]]:
     config = run.config
     if config.get("given") is not None:
         raise CheckpointError(
-            f"{run.path}: holds a density of some columns given others; load it by ConditionalFlow.load."
+            f"{run.path}: holds a density of targets given other columns, which is not for this; load it by "
+            "ConditionalFlow.load, or use rosenblatt score, sample --given and quantiles."
         )
     flow = load_weights(run, lambda: blank_flow(run))
     check_scales(run, flow.units)

@@ -70,6 +70,14 @@ class Pairs:
         return Batch(batch.x[:, : self.features], batch.x[:, self.features :], batch.weight)
 
 
+def joined(values: Table, given: Tensor) -> Table:
+    """`values` and the rows they are given side by side, the latter under names that no column of `values` has."""
+    names = [f"given {number}" for number in range(given.shape[1])]
+    while set(names) & set(values.columns):
+        names = [f"{name}'" for name in names]
+    return Table(torch.cat([values.values, given], dim=1), [*values.columns, *names], values.weight)
+
+
 class PairRuntime(LocalRuntime):
     """Hands both sides of a pair on in float64: their units cast them after standardising, where no digits are lost."""
 

@@ -40,8 +40,9 @@ class FitOptions(RowsOptions):
     """Fit a density to TABLE (CSV, Parquet, NPZ, NPY; without it the bundled power set) and keep all in a run folder.
 
     The folder gets checkpoints, samples.csv, plots and report.json. A test part of the rows is never used for training
-    or early stopping and gives the held-out log-likelihood, beside that of a full-covariance Gaussian. `--config FILE`
-    takes the same options from TOML; flags override it.
+    or early stopping and gives the held-out log-likelihood, beside that of a full-covariance Gaussian. With `--target`
+    it is the density of these columns given the others, which may hold text, beside the linear Gaussian regression, and
+    neither samples nor plots are made. `--config FILE` takes the same options from TOML; flags override it.
     """
 
     out: Annotated[Path | None, arg(metavar="RUN")] = None
@@ -77,6 +78,14 @@ def run(_command: str, words: Sequence[str]) -> int:
         raise OptionError("--out: the folder of the new run is missing; add --out RUN.")
     if options.samples < 0:
         raise OptionError(f"--samples: {options.samples} came, 0 or more was expected.")
+    if options.target is not None:
+        from rosenblatt.cli.fit_given import fit_given
+
+        return fit_given(options, folder)
+    if options.missing != "error":
+        raise OptionError(
+            "--missing: is for columns that targets are given; add --target, or drop rows without values."
+        )
     started = time.monotonic()
     rows = prepare(options, options.fit.seed)
     train, validation = _hold_out(options, rows)
@@ -163,7 +172,7 @@ def _open_run(options: FitOptions, rows: Rows, flow: TableFlow, folder: Path) ->
             )
         return store
     place = {name: str(path.absolute()) for name in ("table", "test") if (path := getattr(options, name)) is not None}
-    stored = {**to_mapping(dataclasses.replace(options, out=None, overwrite=False, config=None)), **place}
+    stored = {**to_mapping(storable(options)), **place}
     config = config_of(
         options.model,
         flow,
@@ -179,12 +188,17 @@ def _open_run(options: FitOptions, rows: Rows, flow: TableFlow, folder: Path) ->
             "named": True,
             "warnings": rows.warnings,
         },
-        provenance={"options": stored, "command": _command_line(options)},
+        provenance={"options": stored, "command": command_line(options)},
     )
     return new_run(folder, config, overwrite=options.overwrite)
 
 
-def _command_line(options: FitOptions) -> str:
+def storable(options: FitOptions) -> FitOptions:
+    """The options that a run keeps: not where it stands nor how it was asked for."""
+    return dataclasses.replace(options, out=None, overwrite=False, config=None)
+
+
+def command_line(options: FitOptions) -> str:
     """The command that repeats the run."""
     return shlex.join(["rosenblatt", "fit", *to_words(FitOptions, to_mapping(options))])
 
@@ -228,12 +242,18 @@ def _no_empty_run(store: RunFolder) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if not store.steps():
-            for name in ("config.json", "metrics.jsonl", "lock"):
-                (store.path / name).unlink(missing_ok=True)
-            with suppress(OSError):  # the folder holds files that are not a run's
-                store.path.rmdir()
+        forget_empty(store)
         raise
+
+
+def forget_empty(store: RunFolder) -> None:
+    """Remove a run without any checkpoint."""
+    if store.steps():
+        return
+    for name in ("config.json", "metrics.jsonl", "lock"):
+        (store.path / name).unlink(missing_ok=True)
+    with suppress(OSError):  # the folder holds files that are not a run's
+        store.path.rmdir()
 
 
 def _announce_rows(rows: Rows) -> None:

@@ -118,6 +118,7 @@ def _info(options: InfoOptions) -> int:
         "run": str(store.path),
         "model": f"{model} {_shown(config.get('options', {}))}".strip(),
         "columns": ", ".join(config.get("columns", [])),
+        "given": ", ".join(str(code.get("name")) for code in config.get("given") or []),
         "spread over cells": _shown(config.get("dequantise") or {}),
         "supports": _supports(config),
         "data": f"{data.get('source')}, {data.get('rows')} rows, SHA-256 {str(data.get('digest'))[:16]}",

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
@@ -26,8 +26,12 @@ class RowsOptions:
 
     table: Annotated[Positional[Path | None], arg(metavar="TABLE")] = None
     """File of rows; the bundled power set if left out."""
+    target: str | None = None
+    """Targets, as y1,y2, whose density given the other columns is fitted; without it, that of all columns."""
     columns: str | None = None
-    """Columns to model, in order, as a,b,c; all by default."""
+    """Columns to model (or to be given), in order, as a,b,c; all by default."""
+    missing: Literal["error", "indicate"] = "error"
+    """Missing values in given columns: an error, or the mean beside a column that says where."""
     weight: str | None = None
     """Column of row weights, which is then not modelled."""
     support: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="COLUMN=JSON")] = ()

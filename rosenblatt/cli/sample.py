@@ -27,7 +27,9 @@ class SampleOptions:
     run: Annotated[Positional[Path], arg(metavar="RUN")]
     """Folder of a fitted run."""
     rows: Annotated[int, arg(aliases=["-n"])] = 1000
-    """Number of rows."""
+    """Number of rows, or of draws for each row of --given."""
+    given: Annotated[Path | None, arg(metavar="TABLE")] = None
+    """Rows that targets are drawn given, for a run that `rosenblatt fit --target` made."""
     out: Annotated[Path | None, arg(metavar="FILE")] = None
     """CSV or Parquet file to write; CSV on standard output by default."""
     seed: int = 0
@@ -48,6 +50,15 @@ def run(_command: str, words: Sequence[str]) -> int:
     from rosenblatt.data.chunks import row_chunks
     from rosenblatt.train import RunFolder
 
+    conditional = "given" in RunFolder.open(options.run).config
+    if conditional != (options.given is not None):
+        raise OptionError(
+            f"--given: {options.run} holds the density of targets given other columns; add --given TABLE."
+            if conditional
+            else f"--given: {options.run} holds the density of all its columns, given none; leave --given out."
+        )
+    if options.given is not None:
+        return _sample_given(options, options.given)
     flow, config = open_flow(options.run)
     job = SampleJob(options.run, RunFolder.open(options.run).digest(), options.seed)
     written = stream(
@@ -59,6 +70,19 @@ def run(_command: str, words: Sequence[str]) -> int:
         processes=options.processes,
         facts=job.facts,
     )
+    if options.out is not None:
+        print(f"drew {written}", file=sys.stderr)
+    return 0
+
+
+def _sample_given(options: SampleOptions, table: Path) -> int:
+    """Draw targets for each row of `table`."""
+    from rosenblatt.cli.given import SampleTask, answer_rows
+
+    if options.rows < 1:
+        raise OptionError(f"--rows: {options.rows} came, 1 or more draws for each row of --given were expected.")
+    task = SampleTask(options.rows, options.seed)
+    written = answer_rows(options.run, table, task, out=options.out, processes=options.processes, times=options.rows)
     if options.out is not None:
         print(f"drew {written}", file=sys.stderr)
     return 0

@@ -22,8 +22,10 @@ class ScoreOptions:
 
     Writes `log_density`, in nats and in the units of the columns (-inf outside a declared support), and for each column
     p_COLUMN = 2 min(u, 1 - u), the two-sided p-value of its Rosenblatt transform u: uniform if the model is right, near
-    0 for a value that is extreme given the columns read before it. The table may be larger than memory. Finished parts
-    are kept in FILE.parts until all are done: after Ctrl-C or a crash, the same command goes on where it stopped.
+    0 for a value that is extreme given the columns read before it. Of a run with targets it is their log-density given
+    the other columns, and pit_TARGET = u itself; columns are then taken by name. The table may be larger than memory.
+    Finished parts are kept in FILE.parts until all are done: after Ctrl-C or a crash, the same command goes on where it
+    stopped.
     """
 
     run: Annotated[Positional[Path], arg(metavar="RUN")]
@@ -56,6 +58,8 @@ def run(_command: str, words: Sequence[str]) -> int:
     from rosenblatt.data.chunks import file_chunks
     from rosenblatt.train import RunFolder
 
+    if "given" in RunFolder.open(options.run).config:
+        return _score_given(options)
     flow, config = open_flow(options.run)
     columns, steps = tuple(config["columns"]), config["dequantise"]
     _say_about_grid(options, steps)
@@ -80,6 +84,22 @@ def run(_command: str, words: Sequence[str]) -> int:
         columns=["log_density", *(f"p_{name}" for name in columns if scorer.has_cdf)],
         processes=options.processes,
         facts=job.facts,
+    )
+    without = f", {written.empty:,} of them without a score" if written.empty else ""
+    print(f"scored {written}{without}", file=sys.stderr)
+    return 0
+
+
+def _score_given(options: ScoreOptions) -> int:
+    """Score targets given the other columns, all taken by name."""
+    from rosenblatt.cli.given import ScoreTask, answer_rows, open_conditional
+
+    _, _, config = open_conditional(options.run)
+    _say_about_grid(options, config["dequantise"])
+    steps = tuple(config["dequantise"].items()) if options.dequantise else ()
+    task = ScoreTask(tuple(config["columns"]), steps, options.dtype, options.keep_bad_rows, options.seed)
+    written = answer_rows(
+        options.run, options.table, task, out=options.out, processes=options.processes, read_targets=True
     )
     without = f", {written.empty:,} of them without a score" if written.empty else ""
     print(f"scored {written}{without}", file=sys.stderr)

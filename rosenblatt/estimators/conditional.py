@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from rosenblatt.conditional import (
     Pairs,
     compare_given,
     conditional_density,
+    joined,
     restore_conditional,
 )
 from rosenblatt.core.errors import CheckpointError, DataError, OptionError
@@ -145,8 +147,7 @@ class ConditionalFlow(RegressorMixin, Learner, BaseEstimator):  # type: ignore[m
         Both are data frames or series (pandas, polars, pyarrow), arrays, mappings of columns, `Table`s or paths of
         table files. Remarks on the targets come as `DataWarning`. Weights multiply the loss of their rows.
         """
-        self.seed_ = seed_of(self.random_state)
-        return self._train(X, y, sample_weight, None)
+        return self.fit_rows(X, y, sample_weight, source=source_of(X))
 
     def log_prob(self, X: object, y: object) -> Floats:
         """Log-density of each row's targets given its columns, (rows,), in nats per unit of y; -inf off the support."""
@@ -217,6 +218,13 @@ class ConditionalFlow(RegressorMixin, Learner, BaseEstimator):  # type: ignore[m
         given, targets = self._read(X, y)
         return self._shaped(self._predictive().cdf(self._spread(targets), given))
 
+    def pairs(self, X: object, y: object, sample_weight: object = None) -> Pairs:
+        """Rows as `model_` sees them: targets, spread over their cells where the fit did so, and encoded columns."""
+        given, targets = self._read(X, y)
+        return Pairs(
+            joined(weighted(Table(self._spread(targets), self.columns_), sample_weight), given), len(targets.T)
+        )
+
     @classmethod
     def load(cls, path: str | Path, *, device: str = "auto") -> Self:
         """Read a fitted model from a run folder, at its best checkpoint.
@@ -224,10 +232,8 @@ class ConditionalFlow(RegressorMixin, Learner, BaseEstimator):  # type: ignore[m
         Raises `CheckpointError` for a folder that is missing, damaged or not from this estimator.
         """
         run = RunFolder.open(path)
-        density, encoder, config = restore_conditional(run)
-        estimator = cls._from_config(run, config)
-        estimator.encoder_ = encoder
-        return estimator._opened(density, run, config, device)
+        density, _, config = restore_conditional(run)
+        return cls._from_config(run, config)._opened(density, run, config, device)
 
     @classmethod
     def resume(
@@ -253,10 +259,26 @@ class ConditionalFlow(RegressorMixin, Learner, BaseEstimator):  # type: ignore[m
         estimator = cls._from_config(folder, folder.config)
         estimator.run, estimator.verbose = folder.path, verbose
         estimator._set_given(epochs=epochs, max_steps=max_steps, time_limit=time_limit)
-        return estimator._train(X, y, sample_weight, folder)
+        facts = folder.config["data"]
+        if "test_rows" in facts:
+            again = shlex.join(["rosenblatt", "fit", "--resume", str(run)])
+            raise CheckpointError(f"{run}: made by the command line, which holds out test rows; go on with: {again}")
+        return estimator.fit_rows(X, y, sample_weight, source=facts, folder=folder)
 
-    def _train(self, X: object, y: object, sample_weight: object, folder: RunFolder | None) -> Self:
-        """Fit to rows; with `folder` go on with the run that it holds."""
+    def fit_rows(
+        self,
+        X: object,
+        y: object,
+        sample_weight: object = None,
+        *,
+        source: Mapping[str, Any],
+        folder: RunFolder | None = None,
+    ) -> Self:
+        """Do what `fit` does, with JSON facts to write down about where the rows came from.
+
+        With `folder` go on with the run that it holds, which must have been started with the same rows.
+        """
+        self.seed_ = seed_of(self.random_state)
         columns = read_given(self, X, reset=True)
         read = read_targets(y, None)
         self._single = read.single
@@ -266,14 +288,16 @@ class ConditionalFlow(RegressorMixin, Learner, BaseEstimator):  # type: ignore[m
             columns, targets = rows_of(columns, chosen.numpy()), take_rows(targets, chosen)
         require_finite(targets, "y")
         targets.check()
-        self.encoder_ = Encoder.learn(columns, missing=self.missing, weight=targets.weight)
+        if folder is not None:
+            self.encoder_ = Encoder.from_json(folder.config.get("given"))
+        else:
+            self.encoder_ = Encoder.learn(columns, missing=self.missing, weight=targets.weight)
         given = self.encoder_.encode(columns)
         if len(given) != len(targets):
             raise DataError(f"y: {len(targets)} rows came for {len(given)} rows of X; give one of each.")
-        facts = source_of(X) if folder is None else folder.config["data"]
-        return self._train_pairs(_joined(targets, given), targets.features, facts, folder)
+        return self._train(joined(targets, given), targets.features, source, folder)
 
-    def _train_pairs(self, table: Table, features: int, source: Mapping[str, Any], folder: RunFolder | None) -> Self:
+    def _train(self, table: Table, features: int, source: Mapping[str, Any], folder: RunFolder | None) -> Self:
         """Fit to a table of targets and encoded columns."""
         targets = Table(table.values[:, :features], table.columns[:features], table.weight)
         config, options = self._fit_config(), plain(dict(self.model_options or {}))
@@ -353,8 +377,9 @@ class ConditionalFlow(RegressorMixin, Learner, BaseEstimator):  # type: ignore[m
         try:
             facts = dict(config["data"])
             estimator = cls(**stored_arguments(config), missing=facts["missing"])
-            names = Encoder.from_json(config["given"]).columns
-            estimator.dequantise_ = dict(config["dequantise"])
+            encoder = Encoder.from_json(config["given"])
+            names = encoder.columns
+            estimator.encoder_, estimator.dequantise_ = encoder, dict(config["dequantise"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise no_config(run, error) from None
         estimator.seed_, estimator.n_features_in_ = seed_of(estimator.random_state), len(names)
@@ -368,11 +393,3 @@ class ConditionalFlow(RegressorMixin, Learner, BaseEstimator):  # type: ignore[m
         tags.target_tags.multi_output = True
         tags.input_tags.allow_nan = self.missing == "indicate"
         return tags
-
-
-def _joined(targets: Table, given: Tensor) -> Table:
-    """Targets and encoded columns side by side, the latter under names that no target has."""
-    names = [f"given {number}" for number in range(given.shape[1])]
-    while set(names) & set(targets.columns):
-        names = [f"{name}'" for name in names]
-    return Table(torch.cat([targets.values, given], dim=1), [*targets.columns, *names], targets.weight)
