@@ -26,6 +26,7 @@ from rosenblatt.core.types import Batch, Likelihood, Support
 from rosenblatt.data import Encoder, Table
 from rosenblatt.data.checks import location_scale
 from rosenblatt.eval import mean_log_prob
+from rosenblatt.layers.intervals import interval_log_prob
 from rosenblatt.layers.units import Units
 from rosenblatt.objectives.closed import closed_law
 from rosenblatt.preparation import DataWarning
@@ -162,6 +163,16 @@ class ConditionalDensity(Density):
         u, context = self._rows(u), self._rows(context)
         self.check(u, context)
         return self.flow.from_uniform(u, self.encode(context))
+
+    def interval_log_prob(
+        self, lower: Tensor, upper: Tensor, context: Tensor | None = None, *, at: Tensor | None = None
+    ) -> Tensor:
+        """Log-probabilities of intervals of each column; see `layers.intervals.interval_log_prob`."""
+        lower, upper, context = self._rows(lower), self._rows(upper), self._rows(context)
+        self.check(lower, context)
+        return interval_log_prob(
+            self.flow, lower, upper, self.encode(context), at=None if at is None else self._rows(at)
+        )
 
     def closed_law(self, context: Tensor | None = None) -> Law | None:
         """The law of the one feature given each row of `context`, where formulas for it are known."""

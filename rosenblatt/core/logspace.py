@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+from torch.special import log_ndtr
 
 
 def log_one_minus_exp(log_d: Tensor) -> Tensor:
@@ -38,6 +39,22 @@ def log_logistic_density(logit: Tensor) -> Tensor:
 def logit_difference(upper: Tensor, lower: Tensor) -> Tensor:
     """log(s(upper) - s(lower)) for upper > lower: log s(q) + log s(-p) + log(1 - exp(-(q - p)))."""
     return logsigmoid(upper) + logsigmoid(-lower) + log_one_minus_exp(torch.log(upper - lower))
+
+
+def log_normal_interval(lower: Tensor, upper: Tensor) -> Tensor:
+    """log(Phi(upper) - Phi(lower)), from the tail that both ends are nearer to; -inf where nothing lies between.
+
+    Ends may be infinite.
+    """
+    turned = lower + upper > 0
+    low, high = torch.where(turned, -upper, lower), torch.where(turned, -lower, upper)
+    finite = torch.isfinite(low) & torch.isfinite(high)
+    near, far = (torch.where(finite, end, fill) for end, fill in ((high, 1.0), (low, -1.0)))
+    step = log_ndtr(near) - log_ndtr(far)
+    some = step > 0
+    middle = log_ndtr(near) + log_one_minus_exp(torch.log(torch.where(some, step, 1.0)))
+    whole = torch.where(finite, torch.where(some, middle, -torch.inf), log_ndtr(torch.where(finite, 0.0, high)))
+    return torch.where(lower < upper, whole, -torch.inf)
 
 
 def soft_bound(value: Tensor, bound: float) -> Tensor:

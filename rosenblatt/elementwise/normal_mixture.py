@@ -10,7 +10,7 @@ from torch.special import ndtri
 
 from rosenblatt.core.errors import OptionError
 from rosenblatt.core.laws import Law, NormalLaw
-from rosenblatt.core.logspace import soft_bound
+from rosenblatt.core.logspace import log_normal_interval, soft_bound
 from rosenblatt.core.roots import attach_gradient, find_root
 from rosenblatt.core.types import Mapped, ParamSpec
 from rosenblatt.elementwise.base import ROOT_TOLERANCE, Elementwise
@@ -91,6 +91,23 @@ class NormalMixture(Elementwise):
             return None
         log_weight, log_slope, location = self._decode(theta.double())
         return NormalLaw(torch.exp(log_weight), location, torch.exp(-log_slope))
+
+    def log_interval(self, lower: Tensor, upper: Tensor, theta: Tensor) -> Tensor:
+        """log(F(upper) - F(lower)), component by component, so that no gap between them loses digits.
+
+        An empty interval gives -inf, one with lower > upper NaN. Ends may be infinite.
+        """
+        log_weight, log_slope, location = self._decode(theta.double())
+        u = []
+        for end in (lower.double().unsqueeze(-1), upper.double().unsqueeze(-1)):
+            infinite = torch.isinf(end)
+            u.append(torch.where(infinite, end, torch.exp(log_slope) * (torch.where(infinite, 0.0, end) - location)))
+        parts = log_weight + log_normal_interval(*u)
+        peak = parts.detach().amax(dim=-1, keepdim=True)
+        some = torch.isfinite(peak)
+        log_mass = torch.logsumexp(torch.where(some, parts, 0.0), dim=-1)
+        log_mass = torch.where(some.squeeze(-1), log_mass, -torch.inf)
+        return torch.where(lower <= upper, log_mass, torch.nan).to(lower.dtype)
 
     def _decode(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         parts = self.spec.split(theta)

@@ -6,6 +6,7 @@ from rosenblatt.objectives.disturbed import Disturbed
 from rosenblatt.objectives.energy import EnergyPenalty
 from rosenblatt.objectives.flow_matching import FlowMatching
 from rosenblatt.objectives.likelihood import NLL, Objective, measure_of
+from rosenblatt.objectives.rounded import RoundedNLL
 from rosenblatt.objectives.rules import (
     crps_from_quantiles,
     crps_from_samples,
@@ -26,6 +27,7 @@ __all__ = [
     "FlowMatching",
     "Objective",
     "PinballLoss",
+    "RoundedNLL",
     "VariationalBound",
     "closed_crps",
     "closed_law",
