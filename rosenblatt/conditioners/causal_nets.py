@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, elu, linear, pad, pixel_shuffle, scaled_dot_product_attention
 
+from rosenblatt.core.eager import runs_eagerly
+
 # `[elu(x), elu(-x)]` of normal numbers has mean square 0.645; this gain makes a random combination of unit variance.
 GAIN = 0.645**-0.5
 
@@ -161,6 +163,15 @@ class Whole:
         return layer(x)  # type: ignore[no-any-return]
 
 
+def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """`softmax(q k' / sqrt(d)) v` (rows, heads, places, d), each place over itself and those before it."""
+    if runs_eagerly():
+        return scaled_dot_product_attention(query, key, value, is_causal=True)
+    later = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).triu(1)
+    scores = (query @ key.transpose(-1, -2)) * query.shape[-1] ** -0.5
+    return torch.softmax(scores.masked_fill(later, -torch.inf), dim=-1) @ value
+
+
 class Attention(nn.Module):
     """`h + W softmax(q k' / sqrt(d)) v` over this place and those before it, in the order of reading.
 
@@ -178,7 +189,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Attend within (rows, width, H, W)."""
         query, key, value = self.split(self.enter(both_signs(x)))
-        seen = scaled_dot_product_attention(query, key, value, is_causal=True)
+        seen = causal_attention(query, key, value)
         return x + self.leave(seen.transpose(2, 3).reshape(x.shape))  # type: ignore[no-any-return]
 
     def split(self, entered: Tensor) -> tuple[Tensor, ...]:

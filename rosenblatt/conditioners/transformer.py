@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import elu, scaled_dot_product_attention
 
+from rosenblatt.conditioners.causal_nets import causal_attention
 from rosenblatt.conditioners.pixels import PixelConditioner, PixelSteps
 from rosenblatt.core.errors import OptionError
 
@@ -84,7 +85,7 @@ class _Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map all tokens (rows, tokens, hidden)."""
         query, key, value = self.split(x)
-        return self.joined(x, scaled_dot_product_attention(query, key, value, is_causal=True))
+        return self.joined(x, causal_attention(query, key, value))
 
     def split(self, x: Tensor) -> tuple[Tensor, ...]:
         """Queries, keys and values (rows, heads, tokens, hidden / heads)."""

@@ -141,6 +141,44 @@ class UnitElementwise(Elementwise):
         result = torch.where(empty, -torch.inf, result)
         return torch.where(lower <= upper, result, torch.nan)
 
+    def interval_log_prob(self, lower: Tensor, upper: Tensor, theta: Tensor) -> Tensor:
+        """log(F(upper) - F(lower)) for lower < upper in their own dtype, fast enough to train on.
+
+        Ends at or beyond those of the domain (infinite ones on the line) leave a tail, which is found without a
+        subtraction, as is everything else: no interval is lost in a tail, and none is NaN for finite theta.
+        Shapes: `lower`, `upper` (*batch) and `theta` (*batch, spec.size), which broadcast.
+        """
+        lower, upper = torch.broadcast_tensors(lower, upper)
+        shape = torch.broadcast_shapes(lower.shape, theta.shape[:-1])
+        low, high = (end.expand(shape).reshape(-1) for end in (lower, upper))
+        vectors = theta.expand(*shape, theta.shape[-1]).reshape(-1, theta.shape[-1])
+        open_low, open_high = low <= self.domain.lower, high >= self.domain.upper
+        if not runs_eagerly() or low.is_meta:
+            inner = self._log_interval(
+                torch.where(open_low, self._inner(0.4), low), torch.where(open_high, self._inner(0.6), high), vectors
+            )
+            left = logsigmoid(self(torch.where(open_high, self._inner(0.6), high), vectors).value)
+            right = logsigmoid(-self(torch.where(open_low, self._inner(0.4), low), vectors).value)
+            inner = torch.where(open_low, left, torch.where(open_high, right, inner))
+            return torch.where(open_low & open_high, 0.0, inner).reshape(shape)
+        kinds = (~open_low & ~open_high, open_low & ~open_high, open_high & ~open_low, open_low & open_high)
+        places = [kind.nonzero().squeeze(-1) for kind in kinds]
+        found = []
+        for kind, place in enumerate(places):
+            whole = len(place) == len(low)
+            at = vectors if whole else vectors[place]
+            if kind == 0:
+                found.append(self._log_interval(low[place], high[place], at))
+            elif kind == 3:
+                found.append(at.new_zeros(len(place)))
+            else:  # the mass below one end, or above
+                value = self(high[place] if kind == 1 else low[place], at).value
+                found.append(logsigmoid(value if kind == 1 else -value))
+            if whole:
+                return found[-1].reshape(shape)
+        joined = torch.cat(found)
+        return joined.new_empty(len(joined)).index_copy(0, torch.cat(places), joined).reshape(shape)
+
     def _log_interval(self, lower: Tensor, upper: Tensor, theta: Tensor) -> Tensor:
         return logit_difference(self(upper, theta).value, self(lower, theta).value)
 

@@ -64,6 +64,10 @@ class LogisticMixture(UnitElementwise):
         slope = torch.exp(log_slope)
         return _BoundMixtures([(log_weight, slope, -slope * location)])
 
+    def interval_log_prob(self, lower: Tensor, upper: Tensor, theta: Tensor) -> Tensor:
+        """log(F(upper) - F(lower)) for lower < upper, infinite ends included; see `UnitElementwise`."""
+        return self._log_interval(_bounded(lower), _bounded(upper), theta)
+
     def _log_interval(self, lower: Tensor, upper: Tensor, theta: Tensor) -> Tensor:
         log_weight, location, log_slope = self._decode(theta.to(lower.dtype))
         slope = torch.exp(log_slope)

@@ -1,8 +1,10 @@
 """Measures of a fitted density: calibration, mass, and log-likelihoods with their errors."""
 
 from rosenblatt.eval.bits import (
+    BitsPerDim,
     Difference,
     Estimate,
+    bits_per_dim,
     bits_per_dimension,
     mean_log_prob,
     nats_from_bits,
@@ -29,6 +31,7 @@ from rosenblatt.eval.sharpness import Sharpness, sharpness
 from rosenblatt.eval.tails import ColumnTail, TailReport, exponential_p_value, tail_report
 
 __all__ = [
+    "BitsPerDim",
     "ColumnTail",
     "Coverage",
     "Difference",
@@ -44,6 +47,7 @@ __all__ = [
     "Sharpness",
     "TailReport",
     "Uniformity",
+    "bits_per_dim",
     "bits_per_dimension",
     "c2st",
     "clopper_pearson",

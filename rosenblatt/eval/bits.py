@@ -8,7 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rosenblatt.core.density import Density
 from rosenblatt.core.errors import DataError, OptionError
+from rosenblatt.core.types import Likelihood
 
 
 class Estimate(NamedTuple):
@@ -19,6 +21,17 @@ class Estimate(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.value:.4f} +- {self.standard_error:.4f}"
+
+
+class BitsPerDim(NamedTuple):
+    """Bits per dimension with their standard error, and what they are of the model: exact, a bound or an estimate."""
+
+    value: float
+    standard_error: float
+    claim: str
+
+    def __str__(self) -> str:
+        return f"{self.value:.4f} +- {self.standard_error:.4f} bits/dim ({self.claim})"
 
 
 class Difference(NamedTuple):
@@ -83,6 +96,36 @@ def bits_per_dimension(log_prob: Tensor, dimensions: int, *, bin_width: float = 
     """
     _check(dimensions, bin_width)
     return -(log_prob / dimensions + math.log(bin_width)) / math.log(2)
+
+
+def bits_per_dim(model: Density, x: Tensor, context: Tensor | None = None, *, rows: int = 256) -> BitsPerDim:
+    """Measure a model of whole numbers on `x` (rows, features): mean and standard error over rows, `rows` at a time.
+
+    `model` gives log-probabilities of whole numbers: `layers.discretised.Discretised` (exact), or
+    `layers.surjection.Dequantised`, of which the number is an upper bound in the mean; `claim` says which.
+    Raises `DataError` for fewer than two rows, or a continuous flow, whose log-densities depend on a unit.
+
+    >>> from rosenblatt.core.registry import build
+    >>> import rosenblatt.models
+    >>> model = build("pixelcnn_mol", 4, options={"image": [1, 2, 2], "levels": 4, "filters": 4}, seed=0)
+    >>> print(bits_per_dim(model, torch.tensor([[0, 1, 2, 3], [3, 3, 0, 0]])).claim)
+    exact
+    """
+    if not hasattr(model, "levels"):
+        raise DataError(
+            f"model: {type(model).__name__} has log-densities, probabilities of whole numbers were expected; build it "
+            "with levels, or dequantised."
+        )
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        given = [None] * -(-len(x) // rows) if context is None else context.split(rows)
+        log_prob = torch.cat([model.log_prob(*part) for part in zip(x.split(rows), given, strict=True)])
+        claim = model.likelihood
+    model.train(training)
+    bits = mean_log_prob(bits_per_dimension(log_prob.double(), model.features))
+    words = {Likelihood.EXACT: "exact", Likelihood.LOWER_BOUND: "upper bound"}
+    return BitsPerDim(bits.value, bits.standard_error, words.get(claim, claim.value))
 
 
 def nats_from_bits(bits: Tensor, dimensions: int, *, bin_width: float = 1.0) -> Tensor:

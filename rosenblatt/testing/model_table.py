@@ -69,6 +69,15 @@ def _image_model(name: str, context: int = 0, **options: object) -> Callable[[in
     return make
 
 
+def _pixel_model(name: str, context: int = 0, **options: object) -> Callable[[int], Flow]:
+    """A continuous model of images, pixel by pixel."""
+
+    def make(features: int) -> Flow:
+        return _model(name, context, image=image_of(features), filters=4, **options)(features)
+
+    return make
+
+
 MODELS: dict[str, ModelRow] = {
     row.name: row
     for row in (
@@ -84,6 +93,15 @@ MODELS: dict[str, ModelRow] = {
         ModelRow("nits_low_rank", _model("nits", hidden=16, widths=_WIDTHS, head="low_rank", rank=3)),
         ModelRow("nits_shared", _model("nits", hidden=16, widths=_WIDTHS, head="shared")),
         ModelRow("nits_in_units", _in_units, traced=True),
+        ModelRow("nits_conv", _pixel_model("nits_conv", widths=_WIDTHS)),
+        ModelRow(
+            "nits_conv_interval",
+            _pixel_model("nits_conv", widths=[6, 1], interval=[-6.0, 6.0], stages=2),
+            lower=-6.0,
+            upper=6.0,
+        ),
+        ModelRow("pixelcnn_mol", _pixel_model("pixelcnn_mol", components=3, stages=2), far=True),
+        ModelRow("pixelcnn_mol_context", _pixel_model("pixelcnn_mol", 2, components=3, heads=2), context=2, far=True),
         ModelRow("maf", _model("maf", transforms=3, hidden=16), traced=True),
         ModelRow("maf_context", _model("maf", 2, transforms=2, hidden=16), context=2),
         ModelRow("maf_mixture", _model("maf", transforms=2, hidden=16, components=4)),
