@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from rosenblatt.conditioners import pixels
 from rosenblatt.conditioners.pixelcnn import PixelCNN
 from rosenblatt.conditioners.transformer import Transformer
 from rosenblatt.core.errors import OptionError
@@ -79,6 +80,17 @@ def test_a_pass_from_pixel_to_pixel_is_the_network_and_never_looks_ahead(shape):
                 theta = walk.theta(number, columns)
                 torch.testing.assert_close(theta, whole[:, level], rtol=1e-11, atol=1e-11)
                 columns[number] = x[:, level.item()]
+
+
+def test_thetas_come_in_parts_where_no_gradient_is_taken(monkeypatch):
+    net = disturbed(seeded(lambda: PixelCNN((2, 3, 3), 5, filters=4)))
+    x = torch.randn(4, 18, generator=torch.Generator().manual_seed(0))
+    whole = net(x)
+    monkeypatch.setattr(pixels, "NUMBERS_AT_ONCE", 100)
+    with torch.no_grad():
+        parts = list(net.parts(net.arrange(x)))
+        assert [part.shape for part in parts] == [(4, 4, 5)] * 4 + [(4, 2, 5)]
+        torch.testing.assert_close(net(x), whole)
 
 
 def test_levels_have_to_come_in_order():

@@ -82,7 +82,7 @@ class PixelCNN(PixelConditioner):
     def states(self, x: Tensor, context: Tensor | None) -> Tensor:
         """Run both streams."""
         image = x.transpose(1, 2).unflatten(2, (self.height, self.columns))
-        planes = torch.cat([image, self.place.expand(len(x), *self.place.shape)], dim=1)
+        planes = torch.cat([image, self.place.expand(x.shape[0], *self.place.shape)], dim=1)
         if runs_eagerly():
             planes = planes.contiguous(memory_format=torch.channels_last)  # convolutions are several times faster
         mode, stages = Whole(self.stage_sizes), len(self.stage_sizes)

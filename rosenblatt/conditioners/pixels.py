@@ -12,6 +12,7 @@ from torch.nn.functional import linear
 
 from rosenblatt.conditioners.base import ColumnWalk, Conditioner, Walk
 from rosenblatt.conditioners.causal_nets import GAIN, Pointwise, both_signs
+from rosenblatt.core.eager import runs_eagerly
 from rosenblatt.core.errors import OptionError
 from rosenblatt.nets import limited
 
@@ -70,8 +71,9 @@ class PixelConditioner(Conditioner):
         pixels = limited(x).reshape(-1, self.pixels, self.channels)
         given = None if context is None else limited(context).expand(*batch, -1).reshape(-1, self.context)
         states = self.states(pixels, given)
-        whole = torch.is_grad_enabled() or len(pixels) == 0
-        step = self.pixels if whole else max(1, NUMBERS_AT_ONCE // (len(pixels) * self.channels * self.params))
+        step = self.pixels
+        if not torch.is_grad_enabled() and runs_eagerly():
+            step = max(1, NUMBERS_AT_ONCE // max(1, len(pixels) * self.channels * self.params))
         for start in range(0, self.pixels, step):
             cut = slice(start, start + step)
             seen = pixels[:, cut]

@@ -56,7 +56,7 @@ class Transformer(PixelConditioner):
 
     def states(self, x: Tensor, context: Tensor | None) -> Tensor:
         """Run all tokens."""
-        tokens = torch.cat([self.begin.expand(len(x), 1, -1), self.embed(x[:, :-1])], dim=1) + self.places
+        tokens = torch.cat([self.begin.expand(x.shape[0], 1, -1), self.embed(x[:, :-1])], dim=1) + self.places
         if self.given is not None and context is not None:
             tokens = tokens + self.given(context).unsqueeze(1)
         for block in self.blocks:

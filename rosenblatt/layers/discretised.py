@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rosenblatt.core.allocator import keep_freed_memory
 from rosenblatt.core.density import SCORE_NUMBERS, Density, fresh_generator
+from rosenblatt.core.eager import runs_eagerly
 from rosenblatt.core.errors import DataError, OptionError
 from rosenblatt.core.types import Likelihood
 from rosenblatt.elementwise.base import UnitElementwise
@@ -38,7 +39,7 @@ class Discretised(Density):
     >>> from rosenblatt.conditioners.independent import Independent
     >>> from rosenblatt.elementwise.sigmoid_mixture import LogisticMixture
     >>> model = Discretised(Conditional(LogisticMixture(2), Independent(1, 6)), levels=3)
-    >>> round(float(model.log_prob(torch.tensor([[0], [1], [2]])).exp().sum()), 6)
+    >>> round(model.log_prob(torch.tensor([[0], [1], [2]])).exp().sum().item(), 6)
     1.0
     """
 
@@ -71,7 +72,7 @@ class Discretised(Density):
         """Exact log-probability of each row, in nats."""
         counts, whole, answer, context = self._checked(x, context)
         batch = counts.shape[:-1]
-        if torch.is_grad_enabled() or math.prod(batch) * self.features <= SCORE_NUMBERS:
+        if torch.is_grad_enabled() or not runs_eagerly() or math.prod(batch) * self.features <= SCORE_NUMBERS:
             log_prob = self._log_prob_of_levels(counts, context)
         else:
             rows = max(1, SCORE_NUMBERS // self.features)

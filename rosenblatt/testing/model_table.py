@@ -100,7 +100,7 @@ MODELS: dict[str, ModelRow] = {
             lower=-6.0,
             upper=6.0,
         ),
-        ModelRow("pixelcnn_mol", _pixel_model("pixelcnn_mol", components=3, stages=2), far=True),
+        ModelRow("pixelcnn_mol", _pixel_model("pixelcnn_mol", components=3, stages=2), traced=True, far=True),
         ModelRow("pixelcnn_mol_context", _pixel_model("pixelcnn_mol", 2, components=3, heads=2), context=2, far=True),
         ModelRow("maf", _model("maf", transforms=3, hidden=16), traced=True),
         ModelRow("maf_context", _model("maf", 2, transforms=2, hidden=16), context=2),
