@@ -1,4 +1,4 @@
-"""The real data set that comes with the library, and the published benchmark that it is a sample of."""
+"""The real data sets that come with the library, and the published benchmark that one of them is a sample of."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from rosenblatt.core.errors import DataError
+from rosenblatt.data.images import Images
 from rosenblatt.data.table import Table
 
 # Widths of the noise that spreads each rounded column. Power and voltage and the meters follow the published
@@ -47,6 +48,19 @@ def power(*, dequantised: bool = True, seed: int = 0) -> Table:
     with resources.as_file(resources.files("rosenblatt.data") / "power" / "power.parquet") as path:
         table = Table.from_any(path)
     return table.dequantise(POWER_STEPS, torch.Generator().manual_seed(seed)) if dequantised else table
+
+
+def digits() -> Images:
+    """1,797 handwritten digits of 8 x 8 pixels with 17 grey levels, 0 to 16.
+
+    The test part of UCI "Optical Recognition of Handwritten Digits" (Alpaydin & Kaynak 1998, CC BY 4.0), which is also
+    the set of that name in scikit-learn; provenance in digits/README.md.
+
+    >>> digits()
+    Images(1797 of 1 x 8 x 8; 17 levels)
+    """
+    with resources.as_file(resources.files("rosenblatt.data") / "digits" / "digits.png") as path:
+        return Images.from_any(path, shape=(1, 8, 8), levels=17)
 
 
 def maf_power(path: str | Path, *, dtype: torch.dtype = torch.float32) -> tuple[Table, Table]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from rosenblatt.core.density import Density, Objective
 from rosenblatt.core.errors import CheckpointError, DataError, FitDiverged, InverseError, OptionError
 from rosenblatt.core.types import Batch
+from rosenblatt.data.images import Images
 from rosenblatt.data.table import Table
 from rosenblatt.objectives.likelihood import measure_of
 from rosenblatt.train.batches import pinned, poisoned, slices, sound_rows, weighted_mean
@@ -382,4 +383,4 @@ class Session:
 
 
 def _near(data: Dataset | None, device: torch.device) -> Any:
-    return data.near(device) if isinstance(data, Table) else data
+    return data.near(device) if isinstance(data, Images | Table) else data
