@@ -19,6 +19,7 @@ BENCHMARKS = {
     "roundtrip": "round trips of trained flows where the data ends",
     "lfi": "posteriors from simulations: five published tasks against their reference samples",
     "regression": "the law of a target given its row, on nine UCI tables: likelihood, CRPS, coverage",
+    "timeseries": "forecasts of exchange rates and electricity load against three baselines",
     "manifolds": "likelihoods of protein angles and places on Earth by flows on the torus and the sphere",
     "sampling": "cost of a NITS sample against a NITS density, at the published sizes",
 }

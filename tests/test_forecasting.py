@@ -12,8 +12,10 @@ from scipy import stats
 from rosenblatt import FlowDensity
 from rosenblatt.core.errors import CheckpointError, DataError, OptionError
 from rosenblatt.forecasting import Clock, Forecaster, Naive, read_series
+from rosenblatt.forecasting.backtest import score
 from rosenblatt.forecasting.frame import DECAY, PRIOR, RECENT, Frame
 from rosenblatt.forecasting.step import histories
+from rosenblatt.objectives.rules import energy_score
 
 FALSE_ALARM = 1e-6
 A = np.array([[0.7, 0.2], [0.0, 0.5]])
@@ -176,10 +178,10 @@ def test_mirrored_law_is_symmetric_and_sampled_as_such():
         assert stats.ks_2samp(there[:, column], back[:, column]).pvalue > FALSE_ALARM / 2
 
 
-@pytest.mark.parametrize("mirror", [False, True])
-def test_draws_of_a_step_have_the_density_that_is_told(mirror):
+@pytest.mark.parametrize(("mirror", "members"), [(False, 1), (True, 1), (False, 3)])
+def test_draws_of_a_step_have_the_density_that_is_told(mirror, members):
     y = walk(300)[:, :1].cumsum(axis=0)
-    forecaster = little(mirror=mirror, scale="recent", horizon=1).fit(y)
+    forecaster = little(mirror=mirror, members=members, scale="recent", horizon=1).fit(y)
     width = 40 * np.abs(np.diff(y[:, 0])).std()
     grid = np.linspace(y[-1, 0] - width, y[-1, 0] + width, 20_001)
     density = np.exp(forecaster.log_prob(grid[:, None, None]))
@@ -195,7 +197,13 @@ def test_saved_forecasters_come_back(encoder, tmp_path):
     table["holiday"] = (np.arange(400) // 24 % 5 == 0).astype(float)
     options = {} if encoder == "window" else {"hidden": 4}
     forecaster = little(
-        time="date", covariates=["holiday"], encoder=encoder, encoder_options=options, lags=None, scale="recent"
+        time="date",
+        covariates=["holiday"],
+        encoder=encoder,
+        encoder_options=options,
+        lags=None,
+        scale="recent",
+        members=2 if encoder == "window" else 1,
     ).fit(table)
     forecaster.save(tmp_path / "run")
     back = Forecaster.load(tmp_path / "run")
@@ -375,6 +383,7 @@ def test_tables_without_a_law_are_refused(rows, options, message):
         ({"difference": "twice"}, "difference: 'twice' came"),
         ({"difference": "season"}, "season is not known"),
         ({"season": 1}, "season: 1 came"),
+        ({"members": 0}, "members: 0 came"),
         ({"scale": "none"}, "scale: 'none' came"),
         ({"encoder": "lstm"}, "encoder: 'lstm' came"),
         ({"encoder_options": {"hidden": 3}}, "encoder_options"),
@@ -433,6 +442,36 @@ def test_far_outliers_leave_numbers():
     y[-2:] = [[1.7e308], [-1.7e308]]  # their difference is no number
     with pytest.raises(DataError, match="left the finite numbers"):
         forecaster.sample(3, table=y)
+
+
+def test_members_share_paths_not_steps():
+    y = walk(300)
+    forecaster = little(members=2, epochs=3).fit(y)
+    assert [report.steps for report in forecaster.reports_] == [forecaster.report_.steps] * 2
+    path = torch.from_numpy(y[100:103])[None]
+    known, past = torch.empty(1, 3, 0), torch.from_numpy(y[100 - forecaster.model_.frame.look_back : 100])[None]
+    each = [member.log_prob_of_path(path, past, known).sum() for member in forecaster.model_.members]
+    assert each[0] != each[1]
+    mixed = torch.logsumexp(torch.stack(each), dim=0) - math.log(2)
+    assert forecaster.log_prob(y[100:103], 100) == pytest.approx(float(mixed), abs=1e-9)
+    assert forecaster.log_prob(y[100:103], 100, steps=True).sum() == pytest.approx(float(mixed), abs=1e-9)
+
+
+def test_energy_scores_are_those_of_the_rule():
+    draws, truth = torch.randn(30, 4, 3, 2), torch.randn(4, 3, 2)
+    rows = [part.double().numpy() for part in (draws, truth)]
+    found = score(*rows, origins=range(4), names=("a", "b"), scale=np.array([2.0, 0.5]))
+    scaled = [torch.from_numpy(row) / torch.tensor([2.0, 0.5]) for row in rows]
+    np.testing.assert_allclose(found.energy_step, energy_score(*scaled))
+    np.testing.assert_allclose(found.energy, energy_score(*(part.flatten(-2) for part in scaled)))
+
+
+def test_read_only_arrays_are_taken():
+    y = walk(100)
+    y.flags.writeable = False
+    forecaster = little().fit(y)
+    forecaster.log_prob(y[50:53], 50)
+    forecaster.backtest(y, 90, n=5)
 
 
 def test_same_seed_same_forecast():

@@ -10,22 +10,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from sklearn.base import BaseEstimator
-from sklearn.model_selection import TimeSeriesSplit
 from sklearn.utils.validation import check_is_fitted
-from torch import Tensor
 
-from rosenblatt.conditional import PairRuntime, Pairs, conditional_density
 from rosenblatt.core.errors import DataError, OptionError
 from rosenblatt.data import Table
 from rosenblatt.forecasting.backtest import LEVELS, Backtest, check_levels, rolling_origins, score
 from rosenblatt.forecasting.clock import Floats
 from rosenblatt.forecasting.counts import chosen_lags, count, default_lags
-from rosenblatt.forecasting.encoders import build_encoder
 from rosenblatt.forecasting.frame import Frame
 from rosenblatt.forecasting.series import Series, read_known, read_series
-from rosenblatt.forecasting.step import ROWS_AT_ONCE, StepModel, training_rows
+from rosenblatt.forecasting.step import ROWS_AT_ONCE, training_rows
+from rosenblatt.forecasting.training import Design, Lesson, fit_members
 from rosenblatt.preparation import plain, seed_of
-from rosenblatt.train import FitConfig, FitReport, Fitter
+from rosenblatt.train import FitConfig, FitReport
 from rosenblatt.train.runtime import seeded_generator
 
 FEWEST_ROWS = 10  # steps with a whole past that are needed to learn from
@@ -55,11 +52,14 @@ class Forecaster(BaseEstimator):  # type: ignore[misc]
     linear: whether to start from the Gaussian autoregression.
     mirror: whether a path turned upside down is as likely given a past turned upside down, as for exchange rates, whose
         inverses are no less rates: there is then no drift but what the past implies.
+    members: models that are fitted, from seeds of their own and with stretches of time of their own held out; each
+        makes its share of the paths, so that these tell of what the training rows leave open.
     epochs ... device: see `FitConfig`, whose other options `fit_options` takes. The held-out rows that choose the
-        weights are the last ones.
+        weights are the last ones (of the first member).
 
-    After `fit`: `series_`, `model_` (a `StepModel` in float64), `lags_`, `season_`, `calendar_`, `scale_` (standard
-    deviations of the series), `report_`, `seed_`. Values far from all others pass through the autoregression as they
+    After `fit`: `series_`, `model_` (a `PathMixture` in float64), `lags_`, `season_`, `calendar_`, `scale_` (standard
+    deviations of the series), `report_` (of the first member), `reports_`,
+    `seed_`. Values far from all others pass through the autoregression as they
     are, and move the forecast in proportion. Errors are `DataError` and `OptionError`, both ValueErrors.
     Reference: Rasul et al., Multivariate probabilistic time series forecasting via conditioned normalizing flows, 2021.
 
@@ -89,6 +89,7 @@ class Forecaster(BaseEstimator):  # type: ignore[misc]
         encoder_options: Mapping[str, Any] | None = None,
         linear: bool = True,
         mirror: bool = False,
+        members: int = 1,
         model_options: Mapping[str, Any] | None = None,
         epochs: int = 50,
         batch_size: int = 128,
@@ -114,6 +115,7 @@ class Forecaster(BaseEstimator):  # type: ignore[misc]
         self.encoder_options = encoder_options
         self.linear = linear
         self.mirror = mirror
+        self.members = members
         self.model_options = model_options
         self.epochs = epochs
         self.batch_size = batch_size
@@ -144,7 +146,9 @@ class Forecaster(BaseEstimator):  # type: ignore[misc]
         frame.learn_units(torch.tensor(series.values), series.names)
         self.scale_ = series.values.std(axis=0)
         noise, context = training_rows(frame, series, self._known(series, 0, rows))
-        self._train(frame, Table(noise, series.names), context)
+        lesson = Lesson(frame, Table(noise, series.names), context)
+        self.model_, self.reports_ = fit_members(lesson, self._design(), self._fit_config(), self.members)
+        self.report_ = self.reports_[0]
         self.series_ = series
         return self
 
@@ -198,7 +202,7 @@ class Forecaster(BaseEstimator):  # type: ignore[misc]
         known = torch.from_numpy(self._known_ahead(series, first, future, rows.shape[1])).expand(len(rows), -1, -1)
         past = torch.from_numpy(self._pasts(series, np.array([first]))).expand(len(rows), -1, -1)
         with torch.no_grad():
-            found = self.model_.log_prob_of_path(torch.from_numpy(rows), past, known)
+            found = self.model_.log_prob_of_path(torch.tensor(rows), past, known)
         answer = (found if steps else found.sum(dim=1)).numpy()
         return answer[0] if one else answer
 
@@ -260,36 +264,9 @@ class Forecaster(BaseEstimator):  # type: ignore[misc]
 
         return load(cls, path)
 
-    def _train(self, frame: Frame, values: Table, context: Tensor) -> None:
-        embedding = build_encoder(self.encoder, len(frame.lags), frame.series, plain(self.encoder_options), self.seed_)
-        config, rows = self._fit_config(), len(values)
-        held = round(config.validation_fraction * rows)
-        split = slice(0, rows), slice(0, 0)
-        if held >= 2:
-            before, after = list(TimeSeriesSplit(2, test_size=held).split(context))[-1]
-            split = slice(0, len(before)), slice(len(before), len(before) + len(after))
-        density = conditional_density(
-            self.model,
-            Table(values.values[split[0]], values.columns),
-            context[split[0]],
-            options=plain(dict(self.model_options or {})),
-            embedding=embedding,
-            names=("step", "past"),
-            seed=self.seed_,
-        )
-        names = [*values.columns, *(f"told {number}" for number in range(context.shape[1]))]
-        both = Table(torch.cat([values.values, context], dim=1), names)
-        train, validation = (
-            Pairs(Table(self._mirrored(frame, both.values[part]), names), frame.series) for part in split
-        )
-        fitter = Fitter(config, runtime=PairRuntime(config.device, amp=config.amp), progress=False)
-        self.report_ = fitter.fit(density, train, validation=validation)
-        self.model_ = StepModel(frame, density.cpu().double()).requires_grad_(False).eval()
-
-    @staticmethod
-    def _mirrored(frame: Frame, rows: Tensor) -> Tensor:
-        """The training rows, and with `mirror` their images."""
-        return torch.cat(frame.mirrored(*rows.tensor_split([frame.series], dim=1)), dim=1) if frame.mirror else rows
+    def _design(self) -> Design:
+        options = plain(dict(self.model_options or {}))
+        return Design(self.model, options, self.encoder, plain(self.encoder_options))
 
     def _paths(self, n: int, series: Series, origins: npt.NDArray[np.int64], known: Floats, seed: int) -> Floats:
         """Paths (n, origins, horizon, series), some rows at a time."""
@@ -349,6 +326,7 @@ class Forecaster(BaseEstimator):  # type: ignore[misc]
         if hasattr(self, "series_"):
             del self.series_
         count("horizon", self.horizon)
+        count("members", self.members)
         if self.season is not None:
             count("season", self.season, least=2)
         for name, known in (("difference", DIFFERENCES), ("scale", SCALES)):

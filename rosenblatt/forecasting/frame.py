@@ -13,7 +13,7 @@ from rosenblatt.models.gaussian import GaussianDensity
 
 # Recent scale: squares of RECENT steps, each weighted DECAY times the one after it (RiskMetrics 1996), and the squared
 # scale of training with the weight of PRIOR steps, which keeps it above 0.
-RECENT, DECAY, PRIOR = 60, 0.94, 2.0
+RECENT, DECAY, PRIOR = 60, 0.94, 8.0
 
 
 class Past(NamedTuple):

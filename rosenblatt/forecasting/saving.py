@@ -12,13 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from rosenblatt._version import __version__
-from rosenblatt.conditional import conditional_density
 from rosenblatt.core.errors import CheckpointError, RosenblattError
 from rosenblatt.data import Table
 from rosenblatt.forecasting.clock import Clock
-from rosenblatt.forecasting.encoders import build_encoder
 from rosenblatt.forecasting.series import Series
-from rosenblatt.forecasting.step import StepModel
+from rosenblatt.forecasting.step import PathMixture, StepModel
+from rosenblatt.forecasting.training import Lesson
 from rosenblatt.preparation import plain
 from rosenblatt.summary import Summary, new_run, read_summary, write_summary
 from rosenblatt.train import RunFolder
@@ -37,7 +36,7 @@ class _Stored(nn.Module):
     covariates: Tensor
     scale: Tensor
 
-    def __init__(self, model: StepModel, values: Tensor, covariates: Tensor, scale: Tensor) -> None:
+    def __init__(self, model: PathMixture, values: Tensor, covariates: Tensor, scale: Tensor) -> None:
         super().__init__()
         self.model = model
         for name, rows in (("values", values), ("covariates", covariates), ("scale", scale)):
@@ -96,6 +95,7 @@ def load(kind: type[F], path: str | Path) -> F:
     forecaster.series_ = Series(stored.values.numpy(), stored.covariates.numpy(), names, known, clock)
     summary = read_summary(run)
     forecaster.report_ = None if summary is None else summary.report
+    forecaster.reports_ = [] if summary is None else [summary.report]  # those of other members are not kept
     return forecaster
 
 
@@ -116,18 +116,10 @@ def _blank(forecaster: Forecaster, config: Mapping[str, Any], clock: Clock) -> _
     frame = forecaster._frame(Series(values, covariates, tuple(config["series"]), tuple(config["covariates"]), clock))
     # Any rows that can be standardised will do: their units come with the weights.
     rows = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
-    density = conditional_density(
-        forecaster.model,
-        Table(rows.expand(2, series), config["series"]),
-        rows.expand(2, frame.width),
-        options=dict(forecaster.model_options or {}),
-        embedding=build_encoder(
-            forecaster.encoder, len(frame.lags), series, forecaster.encoder_options, forecaster.seed_
-        ),
-        names=("step", "past"),
-        seed=forecaster.seed_,
-    ).double()
+    lesson = Lesson(frame, Table(rows.expand(2, series), config["series"]), rows.expand(2, frame.width))
+    design = forecaster._design()
+    members = [StepModel(frame, design.density(lesson, forecaster.seed_).double()) for _ in range(forecaster.members)]
     look_back = frame.look_back
     return _Stored(
-        StepModel(frame, density), torch.zeros(look_back, series), torch.zeros(look_back, known), torch.ones(series)
+        PathMixture(members), torch.zeros(look_back, series), torch.zeros(look_back, known), torch.ones(series)
     )

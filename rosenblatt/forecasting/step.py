@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rosenblatt.bases import StandardLogistic
 from rosenblatt.conditional import ConditionalDensity
 from rosenblatt.core.errors import DataError
 from rosenblatt.forecasting.clock import Floats
 from rosenblatt.forecasting.frame import Frame
 from rosenblatt.forecasting.series import Series
+from rosenblatt.layers.scaling import Standardise
 
 ROWS_AT_ONCE = 4096  # histories looked at together
 
@@ -73,6 +75,57 @@ class StepModel(nn.Module):
         context = torch.where(turned, self.frame.flip * context, context)
         noise = self.density.sample(1, context, generator=generator)[0].double()
         return torch.where(turned, -noise, noise)
+
+
+class PathMixture(nn.Module):
+    """Several models of a step, each as likely to have made a whole path: `p(path) = mean_k p_k(path)`, exact.
+
+    So paths differ as the models do, which tells of what the training rows leave open (Lakshminarayanan, Pritzel &
+    Blundell, Simple and scalable predictive uncertainty estimation using deep ensembles, NeurIPS 2017).
+    """
+
+    def __init__(self, members: Sequence[StepModel]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    @property
+    def frame(self) -> Frame:
+        """The frame of the members, which all have the same."""
+        return self._members()[0].frame
+
+    def log_prob_of_path(self, path: Tensor, history: Tensor, known: Tensor) -> Tensor:
+        """Log-densities (rows, H) of the steps of paths (rows, H, series), each given the steps before it."""
+        every = [member.log_prob_of_path(path, history, known) for member in self._members()]
+        if len(every) == 1:
+            return every[0]
+        # log p(y_1..y_h) of the mixture, and its growth from step to step.
+        whole = torch.logsumexp(torch.stack(every).cumsum(dim=2), dim=0) - math.log(len(every))
+        return torch.cat([whole[:, :1], whole.diff(dim=1)], dim=1)
+
+    def sample(self, history: Tensor, known: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw one path (rows, H, series) after each history, each from any of the members."""
+        members = self._members()
+        chosen = torch.randint(len(members), (len(history),), generator=generator)
+        paths = history.new_empty(len(history), known.shape[1], history.shape[2])
+        for number, member in enumerate(members):
+            rows = chosen == number
+            if bool(rows.any()):
+                paths[rows] = member.sample(history[rows], known[rows], generator)
+        return paths
+
+    def _members(self) -> list[StepModel]:
+        return [member for member in self.members if isinstance(member, StepModel)]
+
+
+def start_as_wide(density: ConditionalDensity) -> None:
+    """Let a flow on a logistic base, which starts near that law, start with the variance of its values.
+
+    Otherwise it would be pi^2 / 3 times theirs.
+    """
+    if isinstance(density.flow.base, StandardLogistic):
+        units = density.flow.units.map.steps[-1]
+        assert isinstance(units, Standardise)
+        units.scale.mul_(math.sqrt(3) / math.pi)
 
 
 def histories(values: Floats, look_back: int) -> Iterator[Tensor]:
