@@ -16,7 +16,10 @@ from rosenblatt.train import FitReport, RunFolder
 from rosenblatt.train.storage import JSON_LIMIT, read_bytes, read_json, replace_bytes, to_json
 
 REPORT, SAMPLE_FILE = "report.json", "samples.csv"
-PLOTS = ("corner.png", "marginals.png", "pit.png", "training.png")
+PLOTS = (
+    *("corner.png", "marginals.png", "pit.png", "training.png", "reliability.png", "groups.png", "curves.png"),
+    *("intervals.png", "intervals_1.png", "intervals_2.png", "intervals_3.png"),
+)
 
 
 class Comparison(NamedTuple):

@@ -17,7 +17,7 @@ from rosenblatt import ConditionalFlow
 from rosenblatt.cli import given, main
 from rosenblatt.data import read_table
 
-QUICK = ("--option", "hidden=8", "--option", "widths=[4,1]", "--max-steps", "10", "--batch-size", "64")
+QUICK = ("--option", "hidden=8", "--option", "widths=[4,1]", "--max-steps", "10", "--batch-size", "64", "--no-plots")
 
 
 def frame(rows: int = 200, seed: int = 0) -> pd.DataFrame:
@@ -36,7 +36,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     frame().to_parquet(folder / "rows.parquet")
     common = ["fit", str(folder / "rows.csv")]
     assert main([*common, "--target", "y", "--columns", "a,kind,wet", "--out", str(folder / "one"), *QUICK]) == 0
-    assert main([*common, "--target", "y,z", "--out", str(folder / "two"), "--model", "gaussian"]) == 0
+    assert main([*common, "--target", "y,z", "--out", str(folder / "two"), "--model", "gaussian", "--no-plots"]) == 0
     return folder
 
 
@@ -46,7 +46,17 @@ def test_fit_says_the_test_score_beside_the_linear_gaussian(
     table = pd.read_csv(place / "rows.csv")
     table.iloc[:150].to_csv(tmp_path / "fit.csv", index=False)
     table.iloc[150:].to_csv(tmp_path / "test.csv", index=False)
-    words = ["--target", "y", "--columns", "a,wet", "--test", str(tmp_path / "test.csv"), "--model", "gaussian"]
+    words = [
+        "--target",
+        "y",
+        "--columns",
+        "a,wet",
+        "--test",
+        str(tmp_path / "test.csv"),
+        "--model",
+        "gaussian",
+        "--no-plots",
+    ]
     run = tmp_path / "run"
     assert main(["fit", str(tmp_path / "fit.csv"), *words, "--validation-fraction", "0", "--out", str(run)]) == 0
     said = capsys.readouterr().out
@@ -133,7 +143,7 @@ def test_missing_values_and_weights(place: Path, tmp_path: Path, capsys: pytest.
     table["w"] = 1.0
     path = tmp_path / "holes.csv"
     table.to_csv(path, index=False)
-    words = ["fit", str(path), "--target", "y", "--weight", "w", "--model", "gaussian", "--out"]
+    words = ["fit", str(path), "--target", "y", "--weight", "w", "--model", "gaussian", "--no-plots", "--out"]
     assert main([*words, str(tmp_path / "a")]) == 2
     assert "'a' has" in one_sentence(capsys.readouterr().err)
     assert not (tmp_path / "a").exists()
@@ -150,6 +160,19 @@ def test_missing_values_and_weights(place: Path, tmp_path: Path, capsys: pytest.
     assert np.flatnonzero(np.isnan(scores).any(axis=1)).tolist() == [7]
 
 
+def test_plots_of_a_fit_and_of_a_run(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, table = tmp_path / "run", str(place / "rows.csv")
+    words = ["--target", "y", "--columns", "a", "--test-fraction", "0.5", "--model", "gaussian"]
+    assert main(["fit", table, *words, "--out", str(run)]) == 0
+    expected = ["reliability.png", "intervals.png", "groups.png", "curves.png", "training.png"]
+    assert f"({', '.join(['report.json', *expected])})" in capsys.readouterr().out
+    for more in ([], ["--data", table]):
+        assert main(["plot", str(run), *more, "--out", str(tmp_path / "plots")]) == 0
+        drawn = [Path(line) for line in capsys.readouterr().out.splitlines()]
+        assert [path.name for path in drawn] == expected
+        assert all(path.stat().st_size > 1000 for path in drawn)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -162,7 +185,6 @@ def test_missing_values_and_weights(place: Path, tmp_path: Path, capsys: pytest.
         (["fit", "--target", "y", "--out", "new"], "--target: the bundled set has none"),
         (["fit", "TABLE", "--columns", "a,y", "--missing", "indicate", "--out", "new"], "--missing: is for"),
         (["audit", "RUN"], "holds a density of targets given other columns"),
-        (["plot", "RUN"], "holds a density of targets given other columns"),
         (["sample", "RUN"], "add --given TABLE"),
         (["sample", "RUN", "-n", "0", "--given", "TABLE"], "--rows: 0 came"),
         (["quantiles", "RUN", "TABLE", "--levels", "0.5,1"], "--levels: '0.5,1' came"),

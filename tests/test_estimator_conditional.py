@@ -338,7 +338,7 @@ def test_wrong_requests_raise(fitted, data):
         fitted.sample(x, 0)
 
 
-@pytest.mark.parametrize("model", ["nits", "nsf", "maf", "gaussian"])
+@pytest.mark.parametrize("model", ["nits", "nsf", "maf", "gaussian", "mdn", "kmn", "quantile_flow"])
 @pytest.mark.filterwarnings("ignore::rosenblatt.preparation.DataWarning")
 def test_outliers_and_extrapolation_stay_finite(data, model):
     x, y = (part.copy() for part in data)

@@ -42,7 +42,7 @@ class FitOptions(RowsOptions):
     The folder gets checkpoints, samples.csv, plots and report.json. A test part of the rows is never used for training
     or early stopping and gives the held-out log-likelihood, beside that of a full-covariance Gaussian. With `--target`
     it is the density of these columns given the others, which may hold text, beside the linear Gaussian regression, and
-    neither samples nor plots are made. `--config FILE` takes the same options from TOML; flags override it.
+    no samples are drawn. `--config FILE` takes the same options from TOML; flags override it.
     """
 
     out: Annotated[Path | None, arg(metavar="RUN")] = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import sys
 import time
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from rosenblatt.cli.fit import FitOptions
 
 COVERAGES = (0.5, 0.8, 0.95)
+PLOTTED_ROWS = 5000  # of several targets a tenth: each row of theirs takes 1,024 draws
 
 
 @dataclass(frozen=True)
@@ -82,10 +84,37 @@ def fit_given(options: FitOptions, folder: Path) -> int:
             print(f"validation log-likelihood: {flow.validation_score_} nats per row (no test rows)")
     else:
         _test(options.model, flow, rows, test, run)
-    print(f"run folder: {folder} ({REPORT}), {time.monotonic() - started:.0f} s in all")
+    files = [REPORT]
+    if options.plots:
+        files += [path.name for path in draw_given(flow, rows if test is None else test, run, run.path)]
+    print(f"run folder: {folder} ({', '.join(files)}), {time.monotonic() - started:.0f} s in all")
     print("next:", *_next_steps(folder, str(options.table)), sep="\n  ")
     print(f"the same run again: {run.config['provenance']['command']}")
     return 0
+
+
+def draw_given(flow: ConditionalFlow, rows: GivenRows, run: RunFolder, folder: Path) -> list[Path]:
+    """Save the pictures of a regression as PNG, of some rows spread evenly where they are many."""
+    from rosenblatt.plot import save_conditional_plots
+
+    most = PLOTTED_ROWS if len(flow.columns_) == 1 else PLOTTED_ROWS // 10
+    if len(rows) > most:
+        rows = rows.take(torch.arange(most) * len(rows) // most)
+    return save_conditional_plots(flow, rows.given, rows.targets, folder, metrics=run.read_metrics())
+
+
+def plot_given(store: RunFolder, data: Path | None, folder: Path) -> list[Path]:
+    """Draw a run that targets were fitted in: by the rows of a file, or by its own test rows."""
+    from rosenblatt.cli.fit import stored_options
+
+    flow = ConditionalFlow.load(store.path)
+    options = stored_options(store, "draw it in Python by plot.save_conditional_plots")
+    given = list(flow.encoder_.columns)
+    if data is not None:
+        names = dataclasses.replace(options, columns=",".join(given), weight=None)
+        return draw_given(flow, _read(names, data), store, folder)
+    rows, test = _rows(options)
+    return draw_given(flow, rows if test is None else test, store, folder)
 
 
 def _rows(options: FitOptions) -> tuple[GivenRows, GivenRows | None]:

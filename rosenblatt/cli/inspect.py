@@ -19,7 +19,10 @@ CHECK_FAILED = 1
 
 @dataclass(frozen=True)
 class PlotOptions:
-    """Draw data against samples, marginals, calibration (PIT) and the training curve of a run, as PNG."""
+    """Draw data against samples, marginals, calibration (PIT) and the training curve of a run, as PNG.
+
+    Of a run with targets: reliability, sharpness of intervals, groups, curves over a single input, training.
+    """
 
     run: Annotated[Positional[Path], arg(metavar="RUN")]
     """Folder of a fitted run."""
@@ -79,8 +82,14 @@ def _plot(options: PlotOptions) -> int:
     from rosenblatt.train import RunFolder
 
     store = RunFolder.open(options.run)
-    flow, _ = open_flow(options.run)
     folder = options.out or options.run
+    if "given" in store.config:
+        from rosenblatt.cli.fit_given import plot_given
+
+        folder.mkdir(parents=True, exist_ok=True)
+        print(*plot_given(store, options.data, folder), sep="\n")
+        return 0
+    flow, _ = open_flow(options.run)
     table = rows_for(store, options.data, as_is=options.as_is)
     folder.mkdir(parents=True, exist_ok=True)
     for name in draw(flow, table, store, folder):
