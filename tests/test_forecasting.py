@@ -13,7 +13,7 @@ from rosenblatt import FlowDensity
 from rosenblatt.core.errors import CheckpointError, DataError, OptionError
 from rosenblatt.forecasting import Clock, Forecaster, Naive, read_series
 from rosenblatt.forecasting.backtest import score
-from rosenblatt.forecasting.frame import DECAY, PRIOR, RECENT, Frame
+from rosenblatt.forecasting.frame import DECAY, MOST, PRIOR, RECENT, Frame
 from rosenblatt.forecasting.step import histories
 from rosenblatt.objectives.rules import energy_score
 
@@ -136,9 +136,11 @@ def test_contexts_are_those_of_a_plain_loop(gap, recent):
         scale = spread
         if recent:
             weights = [DECAY**back for back in range(RECENT)]
-            total = sum(w * (steps[t - 1 - back] / spread) ** 2 for back, w in enumerate(weights))
+            squares = [(steps[t - 1 - back] / spread) ** 2 for back in range(RECENT)]
+            total = sum(w * square / (1 + square / MOST**2) for w, square in zip(weights, squares, strict=True))
             scale = spread * np.sqrt((total + PRIOR) / (sum(weights) + PRIOR))
-        expected = [*(number for lag in (5, 3, 1) for number in steps[t - lag] / scale)]
+        told = np.array([steps[t - lag] / scale for lag in (5, 3, 1)])
+        expected = [*(told / np.sqrt(1 + (told / MOST) ** 2) if recent else told).ravel()]
         expected += [*np.log(scale / spread)] if recent else []
         np.testing.assert_allclose(context[row], [*expected, t], atol=1e-10)
         base = y[t - gap] if gap else y.mean(axis=0)
@@ -440,8 +442,19 @@ def test_far_outliers_leave_numbers():
     quantiles = forecaster.predict_quantiles([0.1, 0.5, 0.9], table=y, n=50)
     assert (np.diff(quantiles, axis=0) >= 0).all()
     y[-2:] = [[1.7e308], [-1.7e308]]  # their difference is no number
+    assert np.isfinite(forecaster.sample(3, table=y[:-1], random_state=0)).all()
+    plain = little().fit(walk(300))
     with pytest.raises(DataError, match="left the finite numbers"):
-        forecaster.sample(3, table=y)
+        plain.sample(3, table=y)
+
+
+def test_wild_draws_do_not_grow_without_end():
+    rng = np.random.default_rng(0)
+    y = (rng.standard_t(1.5, size=(500, 2)) * (rng.random((500, 2)) < 0.5)).cumsum(axis=0)
+    forecaster = little(scale="recent", mirror=True, horizon=60, epochs=3).fit(y)
+    spread = np.diff(y, axis=0).std(axis=0)
+    paths = forecaster.sample(300, random_state=0)
+    assert (np.abs(np.diff(paths, axis=1)) < 1e4 * spread).all()
 
 
 def test_members_share_paths_not_steps():

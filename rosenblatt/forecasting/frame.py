@@ -12,8 +12,9 @@ from rosenblatt.core.errors import DataError, OptionError
 from rosenblatt.models.gaussian import GaussianDensity
 
 # Recent scale: squares of RECENT steps, each weighted DECAY times the one after it (RiskMetrics 1996), and the squared
-# scale of training with the weight of PRIOR steps, which keeps it above 0.
-RECENT, DECAY, PRIOR = 60, 0.94, 8.0
+# scale of training with the weight of PRIOR steps, which keeps it above 0. A square counts as less than MOST^2 training
+# squares and a lag is told as less than MOST scales: a wild draw must not make the next one wilder without end.
+RECENT, DECAY, PRIOR, MOST = 60, 0.94, 20.0, 10.0
 
 
 class Past(NamedTuple):
@@ -32,12 +33,13 @@ class Frame(nn.Module):
 
     gap: 1 for increments, a season for seasonal ones, 0 for the values themselves (then c is their training mean, else
     0). s_t is the scale of d in training or, with `recent`, `s_t^2` is a mean of recent squares that forgets at a rate
-    of 0.94, shrunk to the training scale. With `linear` the model sees `e_t = L^-1 (u_t - m - B context_t)`, the noise
-    of the Gaussian autoregression that fits the training rows best. So `log p(y_t) = log p(e_t) - log det L - sum log
-    s_t`: the density stays exact.
+    of 0.94, shrunk to the training scale and at most 10 times it. With `linear` the model sees
+    `e_t = L^-1 (u_t - m - B context_t)`, the noise of the Gaussian autoregression that fits the training rows best. So
+    `log p(y_t) = log p(e_t) - log det L - sum log s_t`: the density stays exact.
 
-    A context holds u of the steps `lags` before (oldest first), with `recent` the logarithm of s_t over the training
-    scale, and what is `known` of the step: calendar and covariates. It sees `look_back` values before a step.
+    A context holds u of the steps `lags` before (oldest first), with `recent` bent to stay within 10 and followed by
+    the logarithm of s_t over the training scale, and what is `known` of the step: calendar and covariates. It sees
+    `look_back` values before a step.
 
     Shapes: histories (rows, look_back, series), newest last; known (rows, known). All in float64.
     """
@@ -113,10 +115,12 @@ class Frame(nn.Module):
         if self.recent:
             ratio = steps[:, -RECENT:] / self.spread
             weight = self.decay.sum() + PRIOR
-            scale = self.spread * (((self.decay * ratio.square()).sum(dim=1) + PRIOR) / weight).sqrt()
+            square = MOST**2 / (1 + (MOST / ratio).square())
+            scale = self.spread * (((self.decay * square).sum(dim=1) + PRIOR) / weight).sqrt()
         told = torch.cat([steps[:, -lag] / scale for lag in self.lags], dim=-1)
         if self.recent:
-            told = torch.cat([told, torch.log(scale / self.spread)], dim=-1)
+            bent = MOST * torch.sin(torch.atan(told / MOST))  # u / sqrt(1 + (u / MOST)^2), whatever the size of u
+            told = torch.cat([bent, torch.log(scale / self.spread)], dim=-1)
         return Past(base, scale, told)
 
     def context(self, past: Past, known: Tensor) -> Tensor:
