@@ -107,7 +107,7 @@ def sliced_energy_score(
     """Energy score by random projections, `c E_v S(v'X, v'y)` over directions v; equal to it in the mean.
 
     For v uniform on the sphere `E|v'x|^beta = |x|^beta / c`,
-    `c = sqrt(pi) G((d + beta) / 2) / (G(d / 2) G((beta + 1) / 2))`; all rows share the directions.
+    `c = sqrt(pi) G((d + beta) / 2) / (G(d / 2) G((beta + 1) / 2))`; every row has directions of its own.
     Shapes: `samples` (n, *batch, d), `y` (*batch, d), result (*batch). Raises what `energy_score` does.
 
     >>> points = torch.tensor([[[3.0, 4.0]], [[0.0, 0.0]]])
@@ -117,11 +117,12 @@ def sliced_energy_score(
     True
     """
     features = y.shape[-1]
-    home = generator.device
-    directions = torch.randn(features, projections, generator=generator, dtype=torch.float64, device=home)
-    directions = (directions / directions.norm(dim=0)).to(y)
+    shape = (*y.shape, projections)
+    directions = torch.randn(shape, generator=generator, dtype=y.dtype, device=generator.device).to(y.device)
+    directions = directions / directions.norm(dim=-2, keepdim=True)
+    drawn, outcome = ((part.unsqueeze(-2) @ directions).squeeze(-2) for part in (samples, y))
     # One number each, as the energy score of one feature takes them.
-    along = energy_score((samples @ directions).unsqueeze(-1), (y @ directions).unsqueeze(-1), beta)
+    along = energy_score(drawn.unsqueeze(-1), outcome.unsqueeze(-1), beta)
     return norm_factor(features, beta) * along.mean(dim=-1)
 
 
