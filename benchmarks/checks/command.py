@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.power import ROOT
 
-SECTIONS = ("maf", "nsf", "iaf", "elf", "mtaf", "inverses", "float32", "ddn")
+SECTIONS = ("maf", "nsf", "iaf", "elf", "mtaf", "quantile_flow", "energy_flow", "inverses", "float32", "ddn")
 RESULTS = ROOT / "results" / "checks.json"
 PAGE = ROOT.parent / "docs" / "checks.md"
 HEAD = """# What the methods' own checks say

@@ -32,7 +32,7 @@ class Check:
 
 def near(value: float, centre: float, margin: float) -> bool:
     """Whether a number lies within a margin."""
-    return abs(value - centre) <= margin
+    return bool(abs(value - centre) <= margin)  # that of NumPy cannot be written down
 
 
 def trained(
