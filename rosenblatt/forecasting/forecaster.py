@@ -58,9 +58,9 @@ class Forecaster(BaseEstimator):  # type: ignore[misc]
         weights are the last ones (of the first member).
 
     After `fit`: `series_`, `model_` (a `PathMixture` in float64), `lags_`, `season_`, `calendar_`, `scale_` (standard
-    deviations of the series), `report_` (of the first member), `reports_`,
-    `seed_`. Values far from all others pass through the autoregression as they
-    are, and move the forecast in proportion. Errors are `DataError` and `OptionError`, both ValueErrors.
+    deviations of the series), `report_` (of the first member), `reports_`, `seed_`. Values far from all others move the
+    forecast in proportion, since the autoregression is linear; with scale="recent" a lag counts as at most 10 scales.
+    Errors are `DataError` and `OptionError`, both ValueErrors.
     Reference: Rasul et al., Multivariate probabilistic time series forecasting via conditioned normalizing flows, 2021.
 
     >>> rng = np.random.default_rng(0)
