@@ -64,6 +64,8 @@ class ForecastOptions:
     """Model increments, seasonal ones, or the values themselves."""
     scale: Literal["train", "recent"] = "train"
     """One scale for each series, or that of its latest steps."""
+    members: int = 1
+    """Models that share the paths; several make the bands wider where the table leaves more open."""
     mirror: bool = False
     """A path upside down is as likely, as for exchange rates: no drift."""
     calendar: bool = True
@@ -168,6 +170,7 @@ def _forecaster(options: ForecastOptions) -> Forecaster:
         season=options.season,
         scale=options.scale,
         mirror=options.mirror,
+        members=options.members,
         calendar=options.calendar,
         encoder=options.encoder,
         model_options=pairs(options.model_options, "option"),
@@ -218,7 +221,8 @@ def _compare(forecaster: Forecaster, whole: Series, held: int, seed: int) -> dic
         name: Naive(forecaster.horizon, season).fit(train).backtest(whole, cut, seed=seed)
         for name, season in seasons.items()
     }
-    linear = {"model": "gaussian", "model_options": {}, "scale": "train", "mirror": False, "encoder": "window"}
+    linear = {"model": "gaussian", "model_options": {}, "scale": "train", "mirror": False, "members": 1}
+    linear |= {"encoder": "window", "encoder_options": None}
     autoregression = type(forecaster)(**{**forecaster.get_params(deep=False), **linear, "validation_fraction": 0.0})
     tests["autoregression"] = autoregression.fit(train).backtest(whole, cut)
     tests[forecaster.model] = forecaster.backtest(whole, cut)
