@@ -177,7 +177,7 @@ def test_a_dequantised_bound_is_below_the_exact_probability():
     layer = Conditional(mixture, disturbed(seeded(lambda: Masked(3, mixture.spec.size, hidden=16)), 0.5))
     model = Discretised(layer, 5)
     x = torch.cartesian_prod(*[torch.arange(1, 4)] * 3).float()  # inner levels, whose cubes are finite
-    place = model._place(x)
+    place = model.place(x)
     u = torch.rand(200, *x.shape, generator=torch.Generator().manual_seed(0)) - 0.5
     theta = layer.conditioner(place)
     inner = mixture.log_prob(place + u * 2 * model.half_width, theta) + math.log(2 * model.half_width)

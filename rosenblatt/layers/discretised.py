@@ -137,7 +137,7 @@ class Discretised(Density):
         noise = torch.logit(uniform).to(counts).t()
         conditioner = self.layer.conditioner
         columns = counts.t().index_select(0, conditioner.order)
-        points = self._place(columns)
+        points = self.place(columns)
         log_prob = counts.new_zeros(rows)
         walk, start = conditioner.column_walk(context, rows), 0
         for number, size in enumerate(conditioner.sizes):
@@ -150,7 +150,7 @@ class Discretised(Density):
                 mass = self.elementwise.interval_log_prob(*self._ends(drawn), theta)
                 log_prob += torch.where(fixed, 0.0, mass).sum(dim=-1)
                 columns[cut] = drawn.t()
-                points[cut] = self._place(drawn).t()
+                points[cut] = self.place(drawn).t()
             start += size
         return columns, log_prob
 
@@ -160,7 +160,7 @@ class Discretised(Density):
         last = torch.full_like(noise, self.levels - 1)
         for _ in range(math.ceil(math.log2(self.levels))):
             middle = torch.floor((first + last) / 2)
-            beyond = noise > self.elementwise(self._end(middle), theta).value
+            beyond = noise > self.elementwise(self.upper_end(middle), theta).value
             open_ = first < last
             first = torch.where(open_ & beyond, middle + 1, first)
             last = torch.where(open_ & ~beyond, middle, last)
@@ -170,7 +170,7 @@ class Discretised(Density):
         conditioner = self.layer.conditioner
         counts = conditioner.arrange(counts)
         parts, start = [], 0
-        for theta in conditioner.parts(self._place(counts), context):
+        for theta in conditioner.parts(self.place(counts), context):
             stop = start + theta.shape[-2]
             mass = self.elementwise.interval_log_prob(*self._ends(counts[..., start:stop]), theta)
             parts.append(mass.sum(dim=-1))
@@ -178,18 +178,18 @@ class Discretised(Density):
         total: Tensor = sum(parts[1:], start=parts[0])
         return total
 
-    def _place(self, counts: Tensor) -> Tensor:
+    def place(self, counts: Tensor) -> Tensor:
         """Where levels stand."""
         return counts * (2 * self.half_width) - SPAN
 
-    def _end(self, counts: Tensor) -> Tensor:
+    def upper_end(self, counts: Tensor) -> Tensor:
         """Upper ends of the intervals of levels; the next level begins at the very same number."""
         return (2 * counts + 1) * self.half_width - SPAN
 
     def _ends(self, counts: Tensor) -> tuple[Tensor, Tensor]:
         """Both ends of the intervals of levels; the first and the last one reach to infinity."""
-        lower = torch.where(counts <= 0, -torch.inf, self._end(counts - 1))
-        return lower, torch.where(counts >= self.levels - 1, torch.inf, self._end(counts))
+        lower = torch.where(counts <= 0, -torch.inf, self.upper_end(counts - 1))
+        return lower, torch.where(counts >= self.levels - 1, torch.inf, self.upper_end(counts))
 
     def _checked(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Levels as floats, which rows are such, the answer for the others, and the context of as many rows."""
