@@ -93,6 +93,7 @@ def ddn(
     tails: bool = True,
     margin: float = 0.05,
     box: list[float] | None = None,
+    even: bool = False,
     seed: int = 0,
 ) -> Flow:
     """Build a DDN for `features` columns.
@@ -105,6 +106,7 @@ def ddn(
     latent, beta: noise of the code in training, and what its divergence from a standard normal costs.
     tails, margin, box: what lies beyond the bins, and where they are: the range of the rows that `initialise` sees,
         widened by `margin` of its length at both ends, or `box=[lower, upper]` for every column.
+    even: start with bins of equal mass, as published, which suits densities with edges; else with the logistic's.
 
     Raises `OptionError` for sizes that make no model.
 
@@ -128,7 +130,8 @@ def ddn(
         latent=latent,
         scale=BOUND,
     )
-    network.start_at(histogram.start())
+    if not even:
+        network.start_at(histogram.start())
     chosen = some_orders(features, orders, seed)
     first = FittedBox(features, bound=BOUND, margin=margin, box=box)
     average = OrderAverage(histogram, network, chosen, beta=beta)
@@ -164,6 +167,6 @@ def paper_config(dataset: str) -> dict[str, Any]:
         raise OptionError(f"dataset: '{dataset}' came; settings are known for {', '.join(orders)}.")
     sizes = {"bins": 256, "codes": 16, "channels": [4, 32, 16], "hidden": 64, "blocks": 2}
     return {
-        "model": {**sizes, "orders": orders[dataset], "latent": True, "beta": 0.025, "tails": False},
+        "model": {**sizes, "orders": orders[dataset], "latent": True, "beta": 0.025, "tails": False, "even": True},
         "fit": {"learning_rate": 3e-4, "schedule": "constant", "batch_size": 256, "epochs": 500},
     }
