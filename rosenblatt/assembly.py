@@ -247,6 +247,10 @@ def restore(run: RunFolder) -> tuple[TableFlow, dict[str, Any]]:
     is taken, and tensors are loaded strictly. Raises `CheckpointError` for whatever is wrong with the folder.
     """
     config = run.config
+    if (kind := config.get("kind")) is not None:
+        raise CheckpointError(
+            f"{run.path}: holds a model of another kind ({kind}), which this is not for; use what is for its kind."
+        )
     if config.get("given") is not None:
         raise CheckpointError(
             f"{run.path}: holds a density of targets given other columns, which is not for this; load it by "

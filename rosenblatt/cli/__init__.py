@@ -1,4 +1,5 @@
-"""The command line `rosenblatt`: fit, score, sample, quantiles, forecast, plot, audit, info, models.
+"""The command line `rosenblatt`: fit, score, sample, quantiles, forecast, plot, audit, info, models, and
+compress, decompress for images.
 
 Every failure is one sentence on standard error and exit code 2; `--debug` adds the traceback. `audit` exits
 with 1 when a check fails, an interrupted `fit` with 130 (Ctrl-C) or 143 (SIGTERM).
@@ -23,11 +24,13 @@ from rosenblatt.core.errors import OptionError, RosenblattError
 
 # Command: module that holds `run`, and what it does. Modules are imported on use, so that help is quick.
 COMMANDS = {
-    "fit": ("rosenblatt.cli.fit", "fit a density to a table (the bundled one by default)"),
+    "fit": ("rosenblatt.cli.fit", "fit a density to a table or to images (the bundled one by default)"),
     "score": ("rosenblatt.cli.score", "log-density and p-values of the rows of a table"),
     "sample": ("rosenblatt.cli.sample", "draw new rows"),
     "quantiles": ("rosenblatt.cli.quantiles", "quantiles of targets given rows"),
     "forecast": ("rosenblatt.cli.forecast", "learn from a table with a time column, and forecast"),
+    "compress": ("rosenblatt.cli.archive", "images into a file as long as their likelihood says"),
+    "decompress": ("rosenblatt.cli.archive", "images out of such a file, bit for bit"),
     "plot": ("rosenblatt.cli.inspect", "data against samples, calibration and training, as PNG"),
     "audit": ("rosenblatt.cli.inspect", "check that the numbers of a run can be believed"),
     "info": ("rosenblatt.cli.inspect", "what a run folder holds"),
@@ -70,7 +73,7 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _usage() -> str:
-    lines = [f"  {name:<9} {summary}" for name, (_, summary) in COMMANDS.items()]
+    lines = [f"  {name:<10} {summary}" for name, (_, summary) in COMMANDS.items()]
     return "\n".join(
         [
             "usage: rosenblatt COMMAND [OPTIONS]",

@@ -28,6 +28,7 @@ from rosenblatt.train import FitConfig, Fitter, RunFolder
 
 PROG = "rosenblatt fit"
 SECONDS_BETWEEN_LINES = 10.0
+IMAGE_MODELS = ("nits_conv", "pixelcnn_mol")  # of `image_runs.MODELS`, without loading it
 # Enough for the bundled set in about two minutes on one core.
 BUNDLED: Json = {"fit": {"epochs": 16, "time_limit": 180.0, "learning_rate": 2e-3}}
 BUNDLED_SUPPORT: Json = {"minute_of_day": [0, 1440]}
@@ -42,7 +43,9 @@ class FitOptions(RowsOptions):
     The folder gets checkpoints, samples.csv, plots and report.json. A test part of the rows is never used for training
     or early stopping and gives the held-out log-likelihood, beside that of a full-covariance Gaussian. With `--target`
     it is the density of these columns given the others, which may hold text, beside the linear Gaussian regression, and
-    no samples are drawn. `--config FILE` takes the same options from TOML; flags override it.
+    no samples are drawn. With `--model nits_conv` or `pixelcnn_mol` TABLE is a folder, file or array of images (the
+    bundled digits by default), the result is in bits per dimension, and `--option` also takes levels, image (shape) and
+    flip for them. `--config FILE` takes the same options from TOML; flags override it.
     """
 
     out: Annotated[Path | None, arg(metavar="RUN")] = None
@@ -78,6 +81,10 @@ def run(_command: str, words: Sequence[str]) -> int:
         raise OptionError("--out: the folder of the new run is missing; add --out RUN.")
     if options.samples < 0:
         raise OptionError(f"--samples: {options.samples} came, 0 or more was expected.")
+    if options.model in IMAGE_MODELS:
+        from rosenblatt.cli.fit_images import fit_images
+
+        return fit_images(options, folder)
     if options.target is not None:
         from rosenblatt.cli.fit_given import fit_given
 
@@ -95,7 +102,7 @@ def run(_command: str, words: Sequence[str]) -> int:
     print(f"model: {options.model}, {count_parameters(flow):,} weights, {_shown(model_options)}", flush=True)
     runtime = TableRuntime(options.fit.device, amp=options.fit.amp)
     store = _open_run(options, rows, flow, folder)
-    with _no_empty_run(store):
+    with no_empty_run(store):
         report = Fitter(options.fit, runtime=runtime, loggers=[Lines(measure_of(flow))]).fit(
             flow, train, validation=validation, run=store, resume=options.resume is not None
         )
@@ -129,7 +136,7 @@ def read_options(words: Sequence[str]) -> FitOptions:
         if name in toml:
             raise OptionError(f"{where}: '{name}' is a flag only; remove it from the file.")
     merged = parse(FitOptions, words, PROG, default=filed)
-    if merged.table is not None:
+    if merged.table is not None or merged.model in IMAGE_MODELS:
         return merged
     bundled = dict(BUNDLED)
     if merged.columns is None:
@@ -237,7 +244,7 @@ class Lines:
 
 
 @contextmanager
-def _no_empty_run(store: RunFolder) -> Iterator[None]:
+def no_empty_run(store: RunFolder) -> Iterator[None]:
     """Leave no run folder behind that failed before its first checkpoint."""
     try:
         yield

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rosenblatt.cli.rows import BUNDLED_SOURCE, Rows
 from rosenblatt.cli.sampling import sample_chunks
-from rosenblatt.core.density import Flow
+from rosenblatt.core.density import Density, Flow
 from rosenblatt.data import Table, write_table
 from rosenblatt.summary import REPORT, SAMPLE_FILE, Summary, write_summary
 from rosenblatt.train import FitReport, RunFolder
@@ -84,6 +84,6 @@ def _kept(report: FitReport) -> str:
     return f", best validation {report.best_validation:.4f} {report.measure} at step {report.best_step:,}"
 
 
-def count_parameters(flow: Flow) -> int:
+def count_parameters(model: Density) -> int:
     """Number of trained weights."""
-    return sum(p.numel() for p in flow.parameters())
+    return sum(p.numel() for p in model.parameters())

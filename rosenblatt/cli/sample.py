@@ -31,7 +31,7 @@ class SampleOptions:
     given: Annotated[Path | None, arg(metavar="TABLE")] = None
     """Rows that targets are drawn given, for a run that `rosenblatt fit --target` made."""
     out: Annotated[Path | None, arg(metavar="FILE")] = None
-    """CSV or Parquet file to write; CSV on standard output by default."""
+    """CSV or Parquet file to write; CSV on standard output by default. Of images: PNG of a grid, or NPY."""
     seed: int = 0
     """The same seed gives the same rows; another one gives others."""
     processes: int | None = None
@@ -50,7 +50,12 @@ def run(_command: str, words: Sequence[str]) -> int:
     from rosenblatt.data.chunks import row_chunks
     from rosenblatt.train import RunFolder
 
-    conditional = "given" in RunFolder.open(options.run).config
+    store = RunFolder.open(options.run)
+    if store.config.get("kind") == "images":
+        from rosenblatt.cli.use_images import sample_images
+
+        return sample_images(store, options)
+    conditional = "given" in store.config
     if conditional != (options.given is not None):
         raise OptionError(
             f"--given: {options.run} holds the density of targets given other columns; add --given TABLE."

@@ -23,7 +23,8 @@ class ScoreOptions:
     Writes `log_density`, in nats and in the units of the columns (-inf outside a declared support), and for each column
     p_COLUMN = 2 min(u, 1 - u), the two-sided p-value of its Rosenblatt transform u: uniform if the model is right, near
     0 for a value that is extreme given the columns read before it. Of a run with targets it is their log-density given
-    the other columns, and pit_TARGET = u itself; columns are then taken by name. The table may be larger than memory.
+    the other columns, and pit_TARGET = u itself; columns are then taken by name. Of a model of images, TABLE holds
+    images and the scores are their log-probabilities. The table may be larger than memory.
     Finished parts are kept in FILE.parts until all are done: after Ctrl-C or a crash, the same command goes on where it
     stopped.
     """
@@ -58,7 +59,12 @@ def run(_command: str, words: Sequence[str]) -> int:
     from rosenblatt.data.chunks import file_chunks
     from rosenblatt.train import RunFolder
 
-    if "given" in RunFolder.open(options.run).config:
+    store = RunFolder.open(options.run)
+    if store.config.get("kind") == "images":
+        from rosenblatt.cli.use_images import score_images
+
+        return score_images(store, options)
+    if "given" in store.config:
         return _score_given(options)
     flow, config = open_flow(options.run)
     columns, steps = tuple(config["columns"]), config["dequantise"]
