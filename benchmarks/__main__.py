@@ -21,6 +21,7 @@ BENCHMARKS = {
     "regression": "the law of a target given its row, on nine UCI tables: likelihood, CRPS, coverage",
     "timeseries": "forecasts of exchange rates and electricity load against three baselines",
     "manifolds": "likelihoods of protein angles and places on Earth by flows on the torus and the sphere",
+    "compression": "bytes of images: by likelihood, compressed, as PNG and as WebP",
     "sampling": "cost of a NITS sample against a NITS density, at the published sizes",
 }
 

@@ -18,6 +18,7 @@ MAGIC = b"\x89RSB\r\n\x1a\n"  # as that of PNG: a transfer as text changes it
 VERSION = 1
 FIXED = struct.Struct("<8sHIQ")
 SUM = 32  # bytes
+DIGITS = 32  # hexadecimal, 128 bits: a header should not weigh more than a small set of images
 LONGEST_HEADER = 1 << 16
 
 
@@ -27,7 +28,7 @@ class Header(NamedTuple):
     kind: "images" (uint8) or "rows" (int64).
     number: how many; shape: of one.
     levels: of the numbers; batch: rows that were computed together.
-    model: `fingerprint` of the model; data: SHA-256 of the decoded numbers.
+    model: `fingerprint` of the model; data: SHA-256 of the decoded numbers; of both the first `DIGITS` digits.
     """
 
     kind: str
