@@ -69,6 +69,18 @@ def test_scores_and_samples(fitted, capsys, tmp_path):
     assert Images.from_any(tmp_path / "new.png").shape == (1, 17, 17)
 
 
+def test_an_array_of_several_is_named_after_a_colon(fitted, tmp_path, capsys):
+    pixels = digits().pixels[:, 0].numpy()
+    np.savez(tmp_path / "both.npz", train=pixels[:100], test=pixels[100:150], label=np.arange(9))
+    words = [f"{tmp_path}/both.npz:train", "--test", f"{tmp_path}/both.npz:test", "--model", "pixelcnn_mol"]
+    words += ["--option", "levels=17", *QUICK, "--max-steps", "1", "--no-plots"]
+    assert main(["fit", *words, "--out", str(tmp_path / "run")]) == 0
+    assert "100 of 1 x 8 x 8, 17 levels, 50 held out" in capsys.readouterr().out
+    assert main(["score", str(tmp_path / "run"), f"{tmp_path}/both.npz:test"]) == 0
+    assert main(["score", str(tmp_path / "run"), f"{tmp_path}/both.npz"]) == 2
+    assert "'train', 'test', 'label'" in capsys.readouterr().err
+
+
 def test_bundled_digits_need_no_file_and_a_stopped_run_goes_on(tmp_path, capsys):
     words = ["--model", "nits_conv", "--option", "widths=[2,1]", "--option", "filters=2", "--batch-size", "16"]
     words += ["--test-fraction", "0.98", "--no-plots", "--validation-fraction", "0"]

@@ -43,9 +43,10 @@ class FitOptions(RowsOptions):
     The folder gets checkpoints, samples.csv, plots and report.json. A test part of the rows is never used for training
     or early stopping and gives the held-out log-likelihood, beside that of a full-covariance Gaussian. With `--target`
     it is the density of these columns given the others, which may hold text, beside the linear Gaussian regression, and
-    no samples are drawn. With `--model nits_conv` or `pixelcnn_mol` TABLE is a folder, file or array of images (the
-    bundled digits by default), the result is in bits per dimension, and `--option` also takes levels, image (shape) and
-    flip for them. `--config FILE` takes the same options from TOML; flags override it.
+    no samples are drawn. With `--model nits_conv` or `pixelcnn_mol` TABLE is a folder, file or array of images
+    (FILE.npz:NAME for one array of several; the bundled digits by default), the result is in bits per dimension, and
+    `--option` also takes levels, image (shape) and flip. `--config FILE` takes the same options from TOML; flags
+    override it.
     """
 
     out: Annotated[Path | None, arg(metavar="RUN")] = None

@@ -14,6 +14,7 @@ import torch
 from rosenblatt.cli.options import pairs, to_mapping
 from rosenblatt.cli.outputs import count_parameters
 from rosenblatt.cli.rows import RowsOptions
+from rosenblatt.cli.use_images import read_images
 from rosenblatt.core.errors import DataError, OptionError
 from rosenblatt.data import Images, digits, write_grid
 from rosenblatt.eval import bits_per_dim
@@ -77,7 +78,7 @@ def read_source(path: Path | None, shape: Any = None, levels: Any = None) -> Ima
         if (shape or [1, 8, 8]) != [1, 8, 8] or (levels or 17) != 17:
             raise OptionError("--option: the bundled digits are [1, 8, 8] with 17 levels; leave image and levels out.")
         return digits()
-    return Images.from_any(path, shape=shape, levels=256 if levels is None else levels)
+    return read_images(path, shape=shape, levels=256 if levels is None else levels)
 
 
 def draw_samples(model: Discretised, like: Images, count: int, seed: int, path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,9 +25,17 @@ if TYPE_CHECKING:
 ROWS = 256  # images scored or drawn together
 
 
+def read_images(path: Path, *, shape: Sequence[int] | None, levels: int) -> Images:
+    """Images of a path, or of one array of an archive for FILE.npz:NAME."""
+    whole, colon, member = str(path).rpartition(":")
+    if colon and not path.exists() and Path(whole).is_file():
+        return Images.from_any(whole, member=member, shape=shape, levels=levels)
+    return Images.from_any(path, shape=shape, levels=levels)
+
+
 def images_for(store: RunFolder, path: Path) -> Images:
     """Images read as those of the run were; raises `DataError` where they are of another shape."""
-    images = Images.from_any(path, shape=store.config["data"].get("shape"), levels=store.config["levels"])
+    images = read_images(path, shape=store.config["data"].get("shape"), levels=store.config["levels"])
     if list(images.shape) != store.config["shape"]:
         raise DataError(f"{path}: images of shape {images.shape} came, the model has {tuple(store.config['shape'])}.")
     return images
