@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import warnings
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from rosenblatt.assembly import (
-    MOST_FEATURES,
-    TableFlow,
-    assemble,
-    blank_flow,
-    check_scales,
-    load_weights,
-    refusal,
-    rows_at_once,
-)
-from rosenblatt.core.density import Density, Objective
-from rosenblatt.core.errors import CheckpointError, DataError, OptionError
+from rosenblatt.assembly import TableFlow, assemble, blank_flow, rows_at_once
+from rosenblatt.core.density import Density, FactorisedDensity, Objective
+from rosenblatt.core.errors import DataError, OptionError
 from rosenblatt.core.laws import Law
 from rosenblatt.core.types import Batch, Likelihood, Support
-from rosenblatt.data import Encoder, Table
+from rosenblatt.data import Table
 from rosenblatt.data.checks import location_scale
 from rosenblatt.eval import mean_log_prob
 from rosenblatt.layers.intervals import interval_log_prob
@@ -101,7 +93,37 @@ class EncodedObjective:
         return self.objective(density.flow, batch._replace(context=density.encode(batch.context)), generator)
 
 
-class ConditionalDensity(Density):
+class GivenDensity(Density):
+    """What a regression leaves, alone or averaged: a density of vectors given others, in the units of both."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the density computes."""
+
+    @property
+    @abstractmethod
+    def has_cdf(self) -> bool:
+        """Whether `to_uniform` and `from_uniform` are there."""
+
+    @abstractmethod
+    def to_uniform(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Rosenblatt transform of `x` given `context`: with one number its CDF."""
+
+    @abstractmethod
+    def from_uniform(self, u: Tensor, context: Tensor | None = None) -> Tensor:
+        """Inverse of `to_uniform`: with one number its quantiles."""
+
+    def by_rows(self, function: Callable[..., Tensor], values: Tensor, given: Tensor | None) -> Tensor:
+        """`function`, made of this density, at any number of pairs: a part at a time, without gradients, to the CPU."""
+        assert given is not None
+        size = rows_at_once(self.features)
+        with torch.no_grad():
+            parts = zip(values.split(size), given.split(size), strict=True)
+            return torch.cat([function(*(part.to(self.device) for part in pair)).cpu() for pair in parts])
+
+
+class ConditionalDensity(GivenDensity):
     """Exact density of a vector given another, both in the user's units.
 
     `log p(v | g) = log p_flow(v | e((g - location) / scale))`, with an embedding network `e` or none. Outside the
@@ -135,6 +157,16 @@ class ConditionalDensity(Density):
     def likelihood(self) -> Likelihood:
         """What the flow inside can claim."""
         return self.flow.likelihood
+
+    @property
+    def device(self) -> torch.device:
+        """Where the flow computes."""
+        return self.flow.device
+
+    @property
+    def has_cdf(self) -> bool:
+        """Whether there are CDFs, coordinate by coordinate: the base has them."""
+        return isinstance(self.flow.base, FactorisedDensity)
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Exact log-density in the user's units; -inf outside the support, NaN where a number is missing."""
@@ -196,14 +228,6 @@ class ConditionalDensity(Density):
         """Let the flow recompute its statistics from the pairs as it sees them."""
         self.flow.refresh(Batch(x, None if given is None else self.encode(given), w) for x, given, w in batches)
 
-    def by_rows(self, function: Callable[..., Tensor], values: Tensor, given: Tensor | None) -> Tensor:
-        """`function`, made of this density, at any number of pairs: a part at a time, without gradients, to the CPU."""
-        assert given is not None
-        size = rows_at_once(self.features)
-        with torch.no_grad():
-            parts = zip(values.split(size), given.split(size), strict=True)
-            return torch.cat([function(*(part.to(self.flow.device) for part in pair)).cpu() for pair in parts])
-
     def check(self, x: Tensor, context: Tensor | None = None) -> None:
         """Raise `DataError` unless both have the width of the rows that were learned from."""
         if x.shape[-1:] != (self.features,):
@@ -259,44 +283,42 @@ def blank_conditional(run: RunFolder, context: int, *, names: tuple[str, str] = 
     return ConditionalDensity(flow, units, context, names=names).to(getattr(torch, run.config["dtype"]))
 
 
-def restore_conditional(
-    run: RunFolder, *, names: tuple[str, str] = ("y", "X")
-) -> tuple[ConditionalDensity, Encoder, dict[str, Any]]:
-    """Load the best weights of a run of a conditional density: the density, what encodes its given columns, the config.
-
-    As careful as `assembly.restore`. Raises `CheckpointError` for whatever is wrong with the folder.
-    """
-    given = run.config.get("given")
-    if given is None:
-        raise CheckpointError(f"{run.path}: holds the density of all columns, given none; load it by FlowDensity.load.")
-    try:
-        encoder = Encoder.from_json(given, most=MOST_FEATURES)
-    except DataError as error:
-        raise refusal(run, str(error)) from None
-    density = load_weights(run, lambda: blank_conditional(run, len(encoder.names), names=names))
-    for units in (density.flow.units, density.given_units):
-        check_scales(run, units)
-    return density, encoder, run.config
-
-
-def compare_given(density: ConditionalDensity, train: Pairs, held_out: Pairs) -> Comparison:
+def compare_given(density: GivenDensity, train: Pairs, held_out: Pairs) -> Comparison:
     """Score `density` and the linear Gaussian regression fitted to `train` on the pairs `held_out`, at least two.
 
     The baseline is `gaussian` with a context: means linear in the given row, one covariance for all rows, by maximum
     likelihood on the training rows, in the units of the values and without regard to supports.
     """
-    weight = held_out.table.weight
-    log_prob = density.by_rows(density.log_prob, *held_out.rows()[:2])
-    model = mean_log_prob(log_prob, weight)
-    values, given, weights = train.rows()
+    return compare_folds([(density, train, held_out)])
+
+
+def compare_folds(folds: Sequence[tuple[GivenDensity, Pairs, Pairs]]) -> Comparison:
+    """`compare_given` over folds, each with a density of its own: every row is judged by what has not seen it."""
+    scores, baselines, weights = [], [], []
+    for density, train, held_out in folds:
+        values, given, _ = held_out.rows()
+        scores.append(density.by_rows(density.log_prob, values, given))
+        weights.append(held_out.table.weight)
+        gaussian = _linear_gaussian(train)
+        baselines.append(None if gaussian is None else gaussian.by_rows(gaussian.log_prob, values, given))
+    log_prob, known = torch.cat(scores), [weight for weight in weights if weight is not None]
+    weight = torch.cat(known) if known else None
+    model, found = mean_log_prob(log_prob, weight), [baseline for baseline in baselines if baseline is not None]
+    if len(found) < len(baselines):
+        return Comparison(model)
+    baseline = torch.cat(found)
+    return Comparison(model, mean_log_prob(baseline, weight), mean_log_prob(log_prob - baseline, weight))
+
+
+def _linear_gaussian(train: Pairs) -> ConditionalDensity | None:
+    values, given, weight = train.rows()
     assert given is not None
     try:
-        gaussian = conditional_density("gaussian", Table(values, train.table.columns[: train.features], weights), given)
-        gaussian.double().initialise(values, given, weights)
+        gaussian = conditional_density("gaussian", Table(values, train.table.columns[: train.features], weight), given)
+        gaussian.double().initialise(values, given, weight)
     except DataError:  # too few rows for a covariance, or no Gaussian has one
-        return Comparison(model)
-    baseline = gaussian.by_rows(gaussian.log_prob, *held_out.rows()[:2])
-    return Comparison(model, mean_log_prob(baseline, weight), mean_log_prob(log_prob - baseline, weight))
+        return None
+    return gaussian
 
 
 def fit_conditional(

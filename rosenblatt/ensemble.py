@@ -2,30 +2,44 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from rosenblatt.assembly import MOST_FEATURES, check_scales, checked, load_weights, refusal
 from rosenblatt.bases import Mixture
-from rosenblatt.conditional import ConditionalDensity, PairRuntime, Pairs, conditional_density
-from rosenblatt.core.errors import DataError, OptionError
+from rosenblatt.conditional import (
+    ConditionalDensity,
+    GivenDensity,
+    PairRuntime,
+    Pairs,
+    blank_conditional,
+    conditional_density,
+    joined,
+)
+from rosenblatt.core.errors import CheckpointError, DataError, OptionError
 from rosenblatt.core.roots import find_root
 from rosenblatt.core.types import Support
-from rosenblatt.data import Table
+from rosenblatt.data import Encoder, Table
+from rosenblatt.data.checks import location_scale
+from rosenblatt.layers.support import SupportMap
 from rosenblatt.objectives import NLL, Disturbed
-from rosenblatt.preparation import DataWarning
-from rosenblatt.train import FitConfig, FitReport, Fitter
+from rosenblatt.preparation import DataWarning, take_rows
+from rosenblatt.summary import Summary, new_run, write_summary
+from rosenblatt.train import FitConfig, FitReport, Fitter, RunFolder
 from rosenblatt.train.runtime import seeded_generator
 
+MOST_MEMBERS = 1000
 FOLDS = 200  # stream of random numbers that the folds are drawn from
 TOLERANCE = 1e-12  # of the logit of the mean CDF, in the search for a quantile
 
 
-class Ensemble(Mixture):
+class Ensemble(GivenDensity, Mixture):
     """The mean of the members' densities, `p(v | g) = (1 / K) sum_k p_k(v | g)`: exact, with its own CDF and quantiles.
 
     A mean of densities is nowhere worse than e^-K, and by Jensen's inequality its mean log-density is at least the mean
@@ -46,6 +60,16 @@ class Ensemble(Mixture):
     def members(self) -> list[ConditionalDensity]:
         """The densities that are averaged."""
         return cast(list[ConditionalDensity], self.parts)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the members compute."""
+        return self.members[0].device
+
+    @property
+    def has_cdf(self) -> bool:
+        """Whether there is a CDF: one value, and members that have one."""
+        return self.features == 1 and all(member.has_cdf for member in self.members)
 
     @property
     def reports(self) -> list[FitReport | None]:
@@ -133,52 +157,229 @@ def fit_ensemble(
     The rest is that of `fit_conditional`. Raises `OptionError` for fewer than one member or a negative noise,
     `DataError` for fewer than two rows a member.
     """
-    if members < 1:
-        raise OptionError(f"members: {members} came, an integer >= 1 was expected.")
-    if len(values) < 2 * members:
-        raise DataError(f"values: {len(values)} rows came for {members} members; bring two for each, or fewer members.")
+    _check_members(members, values)
     for text in values.check(support=support):
         if "dequantise=" not in text or not steps:
             warnings.warn(text, DataWarning, stacklevel=2)
-    config = FitConfig() if config is None else config
     given = given.double()
-    objective = {
+    ensemble = UntrainedEnsemble(
+        model,
+        values,
+        given,
+        members=members,
+        disturbance=disturbance(values, given, steps=steps, noise=noise, given_noise=given_noise),
+        options=options,
+        support=support,
+        embedding=embedding,
+        names=names,
+        config=FitConfig() if config is None else config,
+    )
+    return ensemble.train()
+
+
+def disturbance(
+    values: Table, given: Tensor, *, steps: Mapping[str, float] | None, noise: float, given_noise: float
+) -> dict[str, Tensor]:
+    """Arguments of `Disturbed` in the units of the columns; `steps`, `noise` and `given_noise` as in `fit_ensemble`."""
+    if values.weight is None:
+        spread = given.double().std(dim=0, unbiased=False)
+    else:
+        spread = location_scale(given, values.weight)[1]
+    return {
         "width": torch.tensor([(steps or {}).get(column, 0.0) for column in values.columns], dtype=torch.float64),
         "noise": noise * values.location_scale()[1].double(),
-        "context_noise": given_noise * given.std(dim=0, unbiased=False),
+        "context_noise": given_noise * spread,
     }
+
+
+class Fold(NamedTuple):
+    """Pairs that a member learns from, and those it is stopped by, if any."""
+
+    learned: Pairs
+    held_out: Pairs | None
+
+
+class UntrainedEnsemble:
+    """The members of an ensemble before they are trained, and the rows of each; see `fit_ensemble`.
+
+    `disturbance` holds the arguments of `Disturbed`. Raises `OptionError` and `DataError` as `fit_ensemble` does.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        values: Table,
+        given: Tensor,
+        *,
+        members: int,
+        disturbance: Mapping[str, Tensor],
+        options: Mapping[str, Any] | None = None,
+        support: Mapping[str, Support] | None = None,
+        embedding: Callable[[], nn.Module] | None = None,
+        names: tuple[str, str] = ("x", "context"),
+        config: FitConfig,
+    ) -> None:
+        _check_members(members, values)
+        self.folds = _folds(values, given, members, config)
+        self.disturbance = disturbance
+        without_validation = {} if self.folds[0].held_out else {"validation_fraction": 0.0}
+        self.configs = [
+            dataclasses.replace(config, seed=config.seed + number, **without_validation)  # type: ignore[arg-type]
+            for number in range(members)
+        ]
+        self.densities = []
+        for fold, own in zip(self.folds, self.configs, strict=True):
+            x, context, weight = fold.learned.rows()
+            assert context is not None
+            density = conditional_density(
+                model,
+                Table(x, values.columns, weight),
+                context,
+                options=options,
+                support=support,
+                embedding=embedding() if embedding else None,
+                names=names,
+                seed=own.seed,
+            )
+            self.densities.append(density)
+
+    def train(
+        self, run: RunFolder | None = None, *, resume: bool = False, progress: bool | Literal["auto"] = "auto"
+    ) -> Ensemble:
+        """Train the members in order; a signal ends it, and the ensemble is then that of those trained so far.
+
+        With `run` each has checkpoints in a folder of its own, `run/member-0` and so on. `resume` goes on where an
+        earlier call stopped, bit for bit, and trains no finished member again.
+        """
+        fits = []
+        for number, (density, fold, config) in enumerate(zip(self.densities, self.folds, self.configs, strict=True)):
+            folder = None if run is None else _member_folder(run, number, density, config, resume=resume)
+            fitter = Fitter(config, runtime=PairRuntime(config.device, amp=config.amp), progress=progress)
+            loss = Disturbed(density.objective or NLL(), **self.disturbance)
+            report = fitter.fit(
+                density, fold.learned, loss, validation=fold.held_out, run=folder, resume=resume and folder is not None
+            )
+            if folder is not None:
+                write_summary(folder, Summary(report))
+            density.report = report
+            fits.append(density.double().requires_grad_(False))
+            if report.signal is not None:
+                break
+        return Ensemble(fits).double().eval()
+
+    def scales(self) -> list[list[float]] | None:
+        """What each member's half-lines are measured in, for the config of a run; None without supports."""
+        maps = [density.flow.units.map.steps[0] for density in self.densities]
+        return [list(one.scales) for one in maps if isinstance(one, SupportMap)] or None
+
+
+def joint_report(reports: Sequence[FitReport]) -> FitReport:
+    """One report of all members' fits: steps and seconds of all together, scores their means.
+
+    `stopped` names the reasons of all, `history` has their records one after another, with the number of the member.
+    """
+    reasons = dict.fromkeys(report.stopped for report in reports)
+    return FitReport(
+        stopped="interrupted" if "interrupted" in reasons else " and ".join(reasons),
+        steps=sum(report.steps for report in reports),
+        epochs=sum(report.epochs for report in reports),
+        best_step=None,
+        best_validation=_mean([report.best_validation for report in reports]),
+        final_train=_mean([report.final_train for report in reports]),
+        history=[{**record, "member": k} for k, report in enumerate(reports) for record in report.history],
+        skipped_steps=sum(report.skipped_steps for report in reports),
+        rolled_back=sum(report.rolled_back for report in reports),
+        events=[{**event, "member": k} for k, report in enumerate(reports) for event in report.events],
+        poisoned_rows=max(report.poisoned_rows for report in reports),
+        seconds=sum(report.seconds for report in reports),
+        resumed_from=None if all(report.resumed_from is None for report in reports) else 0,
+        signal=reports[-1].signal,
+        measure=reports[0].measure,
+    )
+
+
+def restore_conditional(
+    run: RunFolder, *, names: tuple[str, str] = ("y", "X")
+) -> tuple[GivenDensity, Encoder, dict[str, Any]]:
+    """Load the best weights of a run of a conditional density: the density, what encodes its given columns, the config.
+
+    The density is an `Ensemble` where the config tells of several members. As careful as `assembly.restore`. Raises
+    `CheckpointError` for whatever is wrong with the folder.
+    """
+    config, given = run.config, run.config.get("given")
+    if given is None:
+        raise CheckpointError(f"{run.path}: holds the density of all columns, given none; load it by FlowDensity.load.")
+    try:
+        encoder = Encoder.from_json(given, most=MOST_FEATURES)
+    except DataError as error:
+        raise refusal(run, str(error)) from None
+    members, width = config.get("members", 1), len(encoder.names)
+    if isinstance(members, bool) or not isinstance(members, int) or not 1 <= members <= MOST_MEMBERS:
+        raise refusal(run, f"members {members!r} came, a whole number from 1 to {MOST_MEMBERS} was expected")
+    if members == 1:
+        density = load_weights(run, lambda: blank_conditional(run, width, names=names))
+        _check_units(run, density)
+        return density, encoder, config
+    if not run.steps():
+        raise CheckpointError(f"{run.path}: its {members} members are not all trained yet; resume the run.")
+    runs = [_run_of_member(run, number) for number in range(members)]
+    ensemble = load_weights(run, lambda: Ensemble([blank_conditional(one, width, names=names) for one in runs]))
+    for member in ensemble.members:
+        _check_units(run, member)
+    return ensemble.requires_grad_(False), encoder, config
+
+
+def _check_units(run: RunFolder, density: ConditionalDensity) -> None:
+    for units in (density.flow.units, density.given_units):
+        check_scales(run, units)
+
+
+def _run_of_member(run: RunFolder, number: int) -> RunFolder:
+    """`run` with the config of one member's density."""
+    if run.config.get("supports") is None:
+        return run
+    scales = checked(run, run.config, "member_scales", list)
+    if len(scales) != run.config["members"]:
+        raise refusal(run, f"'member_scales' of {len(scales)} came for {run.config['members']} members")
+    one = copy.copy(run)
+    one.config = {**run.config, "support_scales": scales[number]}
+    return one
+
+
+def _member_folder(
+    run: RunFolder, number: int, density: ConditionalDensity, config: FitConfig, *, resume: bool
+) -> RunFolder:
+    """The folder of one member inside that of the run, a run folder like any other, which loads as a single fit."""
+    path = run.path / f"member-{number}"
+    if resume and (path / "config.json").is_file():
+        return RunFolder.open(path)
+    first = density.flow.units.map.steps[0]
+    scales = list(first.scales) if isinstance(first, SupportMap) else None
+    told = {**run.config, "members": 1, "member": number, "support_scales": scales, "fit": config.to_dict()}
+    told.pop("member_scales", None)
+    return new_run(path, told, overwrite=True)
+
+
+def _check_members(members: int, values: Table) -> None:
+    if not 1 <= members <= MOST_MEMBERS:
+        raise OptionError(f"members: {members} came, an integer >= 1 and at most {MOST_MEMBERS} was expected.")
+    if len(values) < 2 * members:
+        raise DataError(f"values: {len(values)} rows came for {members} members; bring two for each, or fewer members.")
+
+
+def _folds(values: Table, given: Tensor, members: int, config: FitConfig) -> list[Fold]:
+    both = joined(Table(values.values.double(), values.columns, values.weight), given.double())
     order = torch.randperm(len(values), generator=seeded_generator(config.seed, FOLDS))
     size = round(min(1 / members, config.validation_fraction) * len(values))
-    folds = [order[number * size : (number + 1) * size] for number in range(members)]
-    fits = []
-    for number, fold in enumerate(folds):
+    folds = []
+    for number in range(members):
         learned = torch.ones(len(values), dtype=torch.bool)
-        learned[fold] = False
-        train = _rows(values, given, learned, names[1])
-        held_out = _rows(values, given, ~learned, names[1]) if size else None
-        seed = config.seed + number
-        density = conditional_density(
-            model,
-            _take(values, learned),
-            given[learned],
-            options=options,
-            support=support,
-            embedding=embedding() if embedding else None,
-            names=names,
-            seed=seed,
-        )
-        fitter = Fitter(dataclasses.replace(config, seed=seed), runtime=PairRuntime(config.device, amp=config.amp))
-        loss = Disturbed(density.objective or NLL(), **objective)
-        density.report = fitter.fit(density, train, loss, validation=held_out)
-        fits.append(density.double().requires_grad_(False))
-    return Ensemble(fits).double().eval()
+        learned[order[number * size : (number + 1) * size]] = False
+        pairs = [Pairs(take_rows(both, chosen), values.features) for chosen in (learned, ~learned)]
+        folds.append(Fold(pairs[0], pairs[1] if size else None))
+    return folds
 
 
-def _take(values: Table, rows: Tensor) -> Table:
-    return Table(values.values[rows], values.columns, None if values.weight is None else values.weight[rows])
-
-
-def _rows(values: Table, given: Tensor, rows: Tensor, name: str) -> Pairs:
-    both = torch.cat([values.values.double(), given], dim=1)[rows]
-    columns = [*values.columns, *(f"{name}{i} (given)" for i in range(given.shape[1]))]
-    return Pairs(Table(both, columns, None if values.weight is None else values.weight[rows]), values.features)
+def _mean(scores: Sequence[float | None]) -> float | None:
+    known = [score for score in scores if score is not None]
+    return sum(known) / len(known) if known else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,7 +62,27 @@ def new_run(path: str | Path, config: Mapping[str, Any], *, overwrite: bool) -> 
     run = RunFolder.create(path, config, overwrite=overwrite)
     for name in (REPORT, SAMPLE_FILE, *PLOTS):
         (run.path / name).unlink(missing_ok=True)
+    for member in member_folders(run.path):
+        forget_run(RunFolder.create(member, {}, overwrite=True))
     return run
+
+
+def member_folders(path: Path) -> list[Path]:
+    """Folders of the members of an ensemble in that of their run."""
+    return [folder for folder in sorted(path.glob("member-*")) if (folder / "config.json").is_file()]
+
+
+def forget_run(run: RunFolder) -> None:
+    """Remove a run without any checkpoint, its own or of its members; other files stay, and then the folder too."""
+    members = [RunFolder.open(folder) for folder in member_folders(run.path)]
+    if run.steps() or any(member.steps() for member in members):
+        return
+    for member in members:
+        forget_run(member)
+    for name in ("config.json", "metrics.jsonl", REPORT, "lock"):
+        (run.path / name).unlink(missing_ok=True)
+    with suppress(OSError):  # the folder holds files that are not a run's
+        run.path.rmdir()
 
 
 def write_summary(run: RunFolder, summary: Summary) -> None:

@@ -15,12 +15,13 @@ from scipy import stats
 from rosenblatt import ConditionalFlow, FlowDensity
 from rosenblatt.assembly import TableFlow
 from rosenblatt.bases import StandardNormal
-from rosenblatt.conditional import ConditionalDensity, restore_conditional
+from rosenblatt.conditional import ConditionalDensity
 from rosenblatt.core.density import Flow
 from rosenblatt.core.errors import CheckpointError, DataError, OptionError
 from rosenblatt.core.transform import Transform
 from rosenblatt.core.types import Mapped
 from rosenblatt.data import write_table
+from rosenblatt.ensemble import restore_conditional
 from rosenblatt.estimators import DataWarning
 from rosenblatt.layers.units import Units
 from rosenblatt.predictive import Predictive

@@ -8,7 +8,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,7 +23,7 @@ from rosenblatt.core.errors import CheckpointError, DataError, OptionError
 from rosenblatt.data import Table
 from rosenblatt.objectives import measure_of
 from rosenblatt.preparation import hold_out
-from rosenblatt.summary import Summary, compare, new_run
+from rosenblatt.summary import Summary, compare, forget_run, new_run
 from rosenblatt.train import FitConfig, Fitter, RunFolder
 
 PROG = "rosenblatt fit"
@@ -55,6 +55,12 @@ class FitOptions(RowsOptions):
     """Model name, see `rosenblatt models`."""
     model_options: Annotated[UseAppendAction[tuple[str, ...]], arg(name="option", metavar="NAME=JSON")] = ()
     """Model option such as hidden=256 or widths=[16,16,1]."""
+    members: int = 1
+    """Fits to average, each with rows of its own held out; with --target."""
+    noise: float = 0.0
+    """Noise on the targets in training, as a share of their spread; with --target."""
+    given_noise: float = 0.0
+    """Noise on the given columns in training, as a share of their spread; with --target."""
     samples: int = 5000
     """Rows of samples.csv; 0 for none."""
     plots: bool = True
@@ -94,6 +100,11 @@ def run(_command: str, words: Sequence[str]) -> int:
         raise OptionError(
             "--missing: is for columns that targets are given; add --target, or drop rows without values."
         )
+    for name, usual in (("members", 1), ("noise", 0.0), ("given_noise", 0.0)):
+        if getattr(options, name) != usual:
+            raise OptionError(
+                f"--{name.replace('_', '-')}: is for densities of targets; add --target, or leave it out."
+            )
     started = time.monotonic()
     rows = prepare(options, options.fit.seed)
     train, validation = _hold_out(options, rows)
@@ -250,18 +261,8 @@ def no_empty_run(store: RunFolder) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        forget_empty(store)
+        forget_run(store)
         raise
-
-
-def forget_empty(store: RunFolder) -> None:
-    """Remove a run without any checkpoint."""
-    if store.steps():
-        return
-    for name in ("config.json", "metrics.jsonl", "lock"):
-        (store.path / name).unlink(missing_ok=True)
-    with suppress(OSError):  # the folder holds files that are not a run's
-        store.path.rmdir()
 
 
 def _announce_rows(rows: Rows) -> None:

@@ -14,7 +14,6 @@ import torch
 
 from rosenblatt.cli.options import pairs, to_mapping
 from rosenblatt.conditional import Pairs, compare_given
-from rosenblatt.core.density import FactorisedDensity
 from rosenblatt.core.errors import DataError, OptionError
 from rosenblatt.data import Table
 from rosenblatt.data.frames import read_frame
@@ -23,7 +22,7 @@ from rosenblatt.estimators.common import FIT_ARGUMENTS
 from rosenblatt.eval import Estimate, coverage, crps, mean_log_prob
 from rosenblatt.predictive import Predictive
 from rosenblatt.preparation import TEST_SPLIT
-from rosenblatt.summary import REPORT, Summary, write_summary
+from rosenblatt.summary import REPORT, Summary, forget_run, write_summary
 from rosenblatt.train import FitConfig, RunFolder
 from rosenblatt.train.runtime import seeded_generator
 
@@ -171,6 +170,9 @@ def _estimator(options: FitOptions, folder: Path) -> ConditionalFlow:
         missing=options.missing,
         support=support or None,
         dequantise="auto" if options.dequantise_auto else steps or None,
+        members=options.members,
+        noise=options.noise,
+        given_noise=options.given_noise,
         **{name: fit.pop(name) for name in FIT_ARGUMENTS},
         fit_options={name: value for name, value in fit.items() if value != getattr(FitConfig, name)} or None,
         run=folder,
@@ -183,10 +185,8 @@ def _estimator(options: FitOptions, folder: Path) -> ConditionalFlow:
 
 def _forget_empty(folder: Path) -> None:
     """Remove a run that failed before its first checkpoint."""
-    from rosenblatt.cli.fit import forget_empty
-
     if (folder / "config.json").is_file():
-        forget_empty(RunFolder.open(folder))
+        forget_run(RunFolder.open(folder))
 
 
 def _test(model: str, flow: ConditionalFlow, rows: GivenRows, test: GivenRows, run: RunFolder) -> None:
@@ -213,7 +213,7 @@ def _marginal_scores(flow: ConditionalFlow, held_out: Pairs) -> list[tuple[str, 
     generator = seeded_generator(flow.seed_, TEST_SPLIT)
     each = crps(density, values, given, generator=generator).T
     shares = [""] * len(each)
-    if isinstance(density.flow.base, FactorisedDensity):
+    if density.has_cdf:
         found = coverage(Predictive(density).cdf(values, given), COVERAGES).share
         said = " / ".join(f"{level:.0%}" for level in COVERAGES)
         shares = [

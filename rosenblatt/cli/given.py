@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from rosenblatt.cli.stream import Written, stream
-from rosenblatt.conditional import ConditionalDensity, restore_conditional
-from rosenblatt.core.density import FactorisedDensity
+from rosenblatt.conditional import GivenDensity
 from rosenblatt.core.errors import CheckpointError, DataError
 from rosenblatt.data import Encoder, Table
 from rosenblatt.data.chunks import Chunk
 from rosenblatt.data.encode import columns_of
 from rosenblatt.data.frames import iter_frames
+from rosenblatt.ensemble import restore_conditional
 from rosenblatt.predictive import Predictive
 from rosenblatt.preparation import SAMPLES, SPREAD
 from rosenblatt.train import RunFolder
@@ -36,10 +36,10 @@ class Task(Protocol):
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
-    def columns(self, density: ConditionalDensity, targets: Sequence[str]) -> list[str]:
+    def columns(self, density: GivenDensity, targets: Sequence[str]) -> list[str]:
         """Names of the columns of the answer."""
 
-    def answer(self, density: ConditionalDensity, chunk: Chunk) -> Tensor:
+    def answer(self, density: GivenDensity, chunk: Chunk) -> Tensor:
         """Answer (rows, columns) of a chunk, whose values are the targets, where they are read, and encoded columns."""
 
 
@@ -53,12 +53,12 @@ class ScoreTask:
     keep_bad_rows: bool
     seed: int
 
-    def columns(self, density: ConditionalDensity, targets: Sequence[str]) -> list[str]:
+    def columns(self, density: GivenDensity, targets: Sequence[str]) -> list[str]:
         """`log_density` and, where the base has a CDF, a PIT for each target."""
-        has_cdf = isinstance(density.flow.base, FactorisedDensity)
+        has_cdf = density.has_cdf
         return ["log_density", *(f"pit_{name}" for name in targets if has_cdf)]
 
-    def answer(self, density: ConditionalDensity, chunk: Chunk) -> Tensor:
+    def answer(self, density: GivenDensity, chunk: Chunk) -> Tensor:
         """Scores (rows, 1 or 1 + targets); NaN for a row without targets, where such rows are to be kept."""
         y, given = _apart(chunk, len(self.targets))
         bad = ~torch.isfinite(y).all(dim=1)
@@ -73,7 +73,7 @@ class ScoreTask:
             y = Table(y, self.targets).dequantise(dict(self.steps), noise).values
         density = density.float() if self.dtype == "float32" else density.double()
         scores = density.by_rows(density.log_prob, y, given).unsqueeze(1)
-        if isinstance(density.flow.base, FactorisedDensity):
+        if density.has_cdf:
             scores = torch.cat([scores, Predictive(density).cdf(y, given)], dim=1)
         return torch.where(bad.unsqueeze(1), torch.nan, scores)
 
@@ -85,11 +85,11 @@ class SampleTask:
     draws: int
     seed: int
 
-    def columns(self, density: ConditionalDensity, targets: Sequence[str]) -> list[str]:
+    def columns(self, density: GivenDensity, targets: Sequence[str]) -> list[str]:
         """The row that was given, counted from 0, and the targets."""
         return ["row", *targets]
 
-    def answer(self, density: ConditionalDensity, chunk: Chunk) -> Tensor:
+    def answer(self, density: GivenDensity, chunk: Chunk) -> Tensor:
         """Rows (rows * draws, 1 + targets)."""
         _, given = _apart(chunk, 0)
         drawn = Predictive(density).sample(given, self.draws, seeded_generator(self.seed, SAMPLES, chunk.number))
@@ -105,11 +105,11 @@ class QuantileTask:
     levels: tuple[float, ...]
     seed: int
 
-    def columns(self, density: ConditionalDensity, targets: Sequence[str]) -> list[str]:
+    def columns(self, density: GivenDensity, targets: Sequence[str]) -> list[str]:
         """`TARGET_LEVEL`, target by target."""
         return [f"{name}_{level:g}" for name in targets for level in self.levels]
 
-    def answer(self, density: ConditionalDensity, chunk: Chunk) -> Tensor:
+    def answer(self, density: GivenDensity, chunk: Chunk) -> Tensor:
         """Quantiles (rows, targets * levels)."""
         _, given = _apart(chunk, 0)
         levels = torch.tensor(self.levels, dtype=torch.float64)
@@ -143,7 +143,7 @@ class GivenJob:
 class Answer:
     """The function of a chunk."""
 
-    def __init__(self, task: Task, density: ConditionalDensity) -> None:
+    def __init__(self, task: Task, density: GivenDensity) -> None:
         self.task, self.density = task, density
 
     def __call__(self, chunk: Chunk) -> Floats:
@@ -152,7 +152,7 @@ class Answer:
         return answer
 
 
-def open_conditional(path: Path) -> tuple[ConditionalDensity, Encoder, dict[str, Any]]:
+def open_conditional(path: Path) -> tuple[GivenDensity, Encoder, dict[str, Any]]:
     """Load the best weights of a run of a conditional density, in float64."""
     density, encoder, config = restore_conditional(RunFolder.open(path))
     return density.double().eval(), encoder, config

@@ -126,6 +126,7 @@ def _info(options: InfoOptions) -> int:
     lines = {
         "run": str(store.path),
         "model": f"{model} {_shown(config.get('options', {}))}".strip(),
+        "members": f"{members} fits, averaged" if (members := config.get("members", 1)) != 1 else "",
         "columns": ", ".join(config.get("columns", [])),
         "given": ", ".join(str(code.get("name")) for code in config.get("given") or []),
         "spread over cells": _shown(config.get("dequantise") or {}),

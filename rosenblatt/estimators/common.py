@@ -49,12 +49,16 @@ class Learner:
         Raises `CheckpointError` when the folder is not empty (unless it is a run and `overwrite`).
         """
         check_is_fitted(self)
+        self._write(new_run(path, self._config, overwrite=overwrite))
+
+    def _write(self, run: RunFolder) -> None:
+        """Put the fitted model into a run folder with its config, as the one checkpoint, and how the fit went."""
         # Weights in the dtype they were trained in; `dtype` of a config is one that FitConfig allows.
         stored = copy.deepcopy(self.model_).to(getattr(torch, self._config["dtype"]))
-        run = new_run(path, self._config, overwrite=overwrite)
         steps = 0 if self.report_ is None else self.report_.steps
-        run.save(steps, stored.state_dict(), {}, {"fit": self._config["fit"]}, best=True)
+        run.save(steps, stored.state_dict(), {}, {"fit": self._config["fit"]}, best=True, keep_last=1)
         if self.report_ is not None:
+            run.forget_metrics()
             for record in self.report_.history:
                 run.append_metrics(record)
             write_summary(run, Summary(self.report_, self._comparison, self.test_scores_))

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from matplotlib.figure import Figure
 
-from rosenblatt.core.errors import DataError
+from rosenblatt.core.errors import DataError, OptionError
 from rosenblatt.data import Table
 from rosenblatt.eval import sharpness
 from rosenblatt.plot.calibration import MOST_TARGETS, coverage_by_group, pit_reliability, sharpness_calibration
@@ -46,24 +46,27 @@ def save_conditional_plots(
     `X` and `y` are rows held out of the fit, in any form the model takes. Intervals (sharpness against calibration) of
     several targets, whose units differ, are in a file each: intervals_1.png and so on, three at most. Groups are cut by
     the width of the 80 % interval of the first target, which the model says from X alone: do its narrow intervals hold
-    as much as its wide ones? Groups need 100 rows; curves need one target and one column of numbers. `metrics` are the
-    records of the training. Returns the files written. Raises `DataError` for rows that the model does not take or a
-    folder that cannot be written to.
+    as much as its wide ones? Groups need 100 rows, they and reliability a model with a CDF; curves need one target and
+    one column of numbers. `metrics` are the records of the training. Returns the files written. Raises `DataError` for
+    rows that the model does not take or a folder that cannot be written to.
     """
     names, table = list(model.columns_), Table.from_any(y)
     targets = table.values.double().numpy()
     if targets.shape[1] != len(names):
         raise DataError(f"y: {targets.shape[1]} columns came, {len(names)} were expected, as in the fit.")
     rows = len(targets)
-    pit = np.asarray(model.pit(X, y)).reshape(rows, len(names))
     stated = np.asarray(model.predict_quantiles(X, LEVELS)).reshape(rows, len(names), len(LEVELS))
-    figures = {"reliability": pit_reliability(pit, names=names)}
+    try:
+        pit = np.asarray(model.pit(X, y)).reshape(rows, len(names))
+    except OptionError:  # the model has no CDF
+        pit = None
+    figures = {} if pit is None else {"reliability": pit_reliability(pit, names=names)}
     for target in range(min(len(names), MOST_TARGETS)):
         found = sharpness(targets[:, target], stated[:, target], LEVELS)
         file = "intervals" if len(names) == 1 else f"intervals_{target + 1}"
         figures[file] = sharpness_calibration({names[target]: found}, unit=names[target])
     bins = min(MOST_GROUPS, rows // LEAST_IN_A_GROUP)
-    if bins > 1:
+    if bins > 1 and pit is not None:
         width = stated[:, 0, HIGH] - stated[:, 0, LOW]
         label = f"width of 80 %, {names[0]}"
         figures["groups"] = coverage_by_group(pit, width, bins=bins, names=names, label=label)

@@ -16,8 +16,8 @@ def training_curve(metrics: Sequence[Mapping[str, Any]], *, measure: str = "nats
     """Draw training and held-out scores over the steps, and mark the best.
 
     `metrics` are the records of a run's metrics.jsonl or of `FitReport.history`: step, train, validation; `measure` is
-    what `FitReport.measure` calls the scores, by default nats of log-likelihood. The first steps may leave the axes at
-    the bottom. Raises `DataError` when there is no record.
+    what `FitReport.measure` calls the scores, by default nats of log-likelihood. Records of the members of an ensemble
+    make a curve each. The first steps may leave the axes at the bottom. Raises `DataError` when there is no record.
     """
     if not metrics:
         raise DataError("metrics: no records came, at least one was expected; fit the model first.")
@@ -25,18 +25,22 @@ def training_curve(metrics: Sequence[Mapping[str, Any]], *, measure: str = "nats
     axes = figure.subplots()
     late: list[float] = []
     for key, colour, rows in (("train", DATA, "training rows"), ("validation", MODEL, "held-out rows")):
-        known = [(record["step"], record[key]) for record in metrics if record.get(key) is not None]
-        if not known:
-            continue
-        steps, scores = np.array(known, dtype=float).T
-        late += scores[len(scores) // 10 :].tolist()
-        label = rows
-        if key == "validation":
-            best = int(scores.argmax())
-            label += f", best {scores[best]:.3f} at step {steps[best]:,.0f}"
-            axes.plot(steps[best], scores[best], "o", color=MODEL, markersize=9, markerfacecolor="white", zorder=5)
-        marker = "o" if len(known) < 30 else None
-        axes.plot(steps, scores, color=colour, linewidth=1.8, marker=marker, markersize=4, label=label)
+        label: str | None = rows
+        for member in dict.fromkeys(record.get("member") for record in metrics):
+            own = [record for record in metrics if record.get("member") == member]
+            known = [(record["step"], record[key]) for record in own if record.get(key) is not None]
+            if not known:
+                continue
+            steps, scores = np.array(known, dtype=float).T
+            late += scores[len(scores) // 10 :].tolist()
+            if key == "validation":
+                best = int(scores.argmax())
+                if member is None:
+                    label = f"{rows}, best {scores[best]:.3f} at step {steps[best]:,.0f}"
+                axes.plot(steps[best], scores[best], "o", color=MODEL, markersize=9, markerfacecolor="white", zorder=5)
+            marker = "o" if len(known) < 30 else None
+            axes.plot(steps, scores, color=colour, linewidth=1.8, marker=marker, markersize=4, label=label)
+            label = None
     if late:
         air = 0.08 * (max(late) - min(late)) or 0.5
         axes.set_ylim(min(late) - 2 * air, max(late) + air)

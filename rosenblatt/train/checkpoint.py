@@ -222,6 +222,14 @@ class RunFolder:
         lines = storage.read_bytes(path).split(b"\n")[:-1]
         return [storage.read_json(line, path) for line in lines]
 
+    def forget_metrics(self) -> None:
+        """Remove all records."""
+        with self.writing():
+            try:
+                (self.path / "metrics.jsonl").unlink(missing_ok=True)
+            except OSError as error:
+                raise CheckpointError(self._write_failure("metrics.jsonl", error)) from None
+
     def rewind(self, step: int) -> None:
         """Forget every checkpoint and metric after `step`, so that training can go on from there."""
         with self.writing():
