@@ -132,8 +132,7 @@ def ddn(
     )
     if not even:
         network.start_at(histogram.start())
-    chosen = some_orders(features, orders, seed)
-    first = FittedBox(features, bound=BOUND, margin=margin, box=box)
+    chosen, first = some_orders(features, orders, seed), FittedBox(features, bound=BOUND, margin=margin, box=box)
     average = OrderAverage(histogram, network, chosen, beta=beta)
     if len(chosen) > 1:
         return Flow(first, average, context=context)
