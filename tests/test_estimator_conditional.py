@@ -435,6 +435,7 @@ def test_a_sound_folder_loads(fitted, data, tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [
+        {"options": {"hidden": 10**9}},
         {"options": {"hidden": 10**12}},
         {"options": {"hidden": 16}},
         {"model": "os.system"},

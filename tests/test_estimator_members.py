@@ -13,11 +13,13 @@ from cli_helpers import one_sentence
 
 from rosenblatt import ConditionalFlow
 from rosenblatt.cli import main
+from rosenblatt.core.allocation_limit import AllocationLimit
 from rosenblatt.core.errors import CheckpointError, DataError, OptionError
-from rosenblatt.data import read_table
+from rosenblatt.data import Table, read_table
 from rosenblatt.ensemble import Ensemble, fit_ensemble
 from rosenblatt.predictive import Predictive
 from rosenblatt.train import FitConfig, RunFolder
+from rosenblatt.train.session import Session
 
 QUICK = {"model_options": {"hidden": 8, "widths": [4, 1]}, "max_steps": 40, "batch_size": 64, "learning_rate": 0.01}
 TWO = {**QUICK, "members": 2, "given_noise": 0.1, "validation_fraction": 0.3, "random_state": 3}
@@ -65,8 +67,6 @@ def test_density_and_mean_are_those_of_the_members(fitted, data):
 
 
 def test_it_is_the_ensemble_of_fit_ensemble(fitted, data):
-    from rosenblatt.data import Table
-
     values, given = tensors(fitted, data[1], data[0])
     fit = FitConfig(epochs=100, max_steps=40, batch_size=64, learning_rate=0.01, validation_fraction=0.3, seed=3)
     law = fit_ensemble(
@@ -205,7 +205,7 @@ def test_save_and_load_keep_every_bit(fitted, pair, data, tmp_path):
         {"member_scales": [[1.0]] * 3},
         {"member_scales": [[1.0, 0.0]] * 3},
         {"member_scales": 3},
-        {"options": {"hidden": 10**12}},
+        {"options": {"hidden": 10**9}},
     ],
 )
 def test_hostile_config_is_refused(pair, tmp_path, changes):
@@ -214,6 +214,14 @@ def test_hostile_config_is_refused(pair, tmp_path, changes):
     run.save(0, weights, {}, {}, best=True)
     with pytest.raises(CheckpointError):
         ConditionalFlow.load(tmp_path / "run")
+
+
+def test_counts_of_a_repetition_are_held_against_the_file():
+    counts = torch.tensor([10**12, 1])
+    with AllocationLimit(100, 10), pytest.raises(OptionError, match="far more weights"):
+        torch.arange(2).repeat_interleave(counts)
+    with AllocationLimit(100, 10):
+        assert torch.arange(2).repeat_interleave(torch.tensor([2, 1])).tolist() == [0, 0, 1]
 
 
 def test_a_run_keeps_its_members_and_resumes_bit_for_bit(data, tmp_path):
@@ -247,8 +255,6 @@ def test_an_interrupted_run_goes_on(data, tmp_path, monkeypatch):
     x, y = data
     options = {**TWO, "members": 3, "max_steps": 8}
     whole = ConditionalFlow(**options).fit(x, y)
-    from rosenblatt.train.session import Session
-
     steps, original = [], Session.step
 
     def step(session, batch):

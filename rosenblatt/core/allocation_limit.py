@@ -64,6 +64,15 @@ def _requested(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> i
         return int(args[0] * args[-1])
     if func is torch.linspace:
         return int(kwargs.get("steps", args[2] if len(args) > 2 else 0))
-    if func in (Tensor.repeat, Tensor.repeat_interleave) and all(isinstance(count, int) for count in args[1:]):
-        return int(math.prod(args[1:], start=args[0].numel()))
+    if func in (Tensor.repeat, Tensor.repeat_interleave):
+        return _repeated(args[0], args[1:])
+    return None
+
+
+def _repeated(tensor: Tensor, counts: tuple[Any, ...]) -> int | None:
+    if all(isinstance(count, int) for count in counts):
+        return int(math.prod(counts, start=tensor.numel()))
+    each = counts[0]
+    if isinstance(each, Tensor) and each.numel():
+        return int(each.sum()) * (tensor.numel() // each.numel())
     return None
