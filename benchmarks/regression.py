@@ -43,7 +43,8 @@ from rosenblatt.train import FitConfig
 CONFIG, RESULTS = ROOT / "configs" / "regression.toml", ROOT / "results" / "regression.json"
 SETS = ("boston", "concrete", "energy", "kin8nm", "naval", "ccpp", "protein", "wine_red", "yacht")
 COVERED = (0.5, 0.8, 0.95)
-QUANTILES = 200  # of each predicted law, in equal strata over all members
+QUANTILES = 200  # of each predicted law, in equal strata over all members; fewer where there are many test rows
+MOST_QUANTILES = 200_000  # of all test rows
 SMALLEST_MASS = 1e-250  # of a cell, below which float64 loses it and the density at its middle stands for it
 
 
@@ -141,8 +142,9 @@ def cell_score(law: Ensemble, x: Tensor, y: Tensor, step: float, log_density: Te
 
 
 def pooled_quantiles(law: Ensemble, x: Tensor) -> Tensor:
-    """Numbers (QUANTILES, rows, 1) in ascending order that stand for the mean of the members' laws."""
-    each = -(-QUANTILES // len(law.members))
+    """Numbers (count, rows, 1) in ascending order that stand for the mean of the members' laws."""
+    count = min(QUANTILES, max(40, MOST_QUANTILES // len(x)))
+    each = -(-count // len(law.members))
     levels = ((torch.arange(each, dtype=torch.float64) + 0.5) / each).reshape(-1, 1, 1).expand(each, len(x), 1)
     parts = []
     for member in law.members:
