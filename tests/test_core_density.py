@@ -156,7 +156,7 @@ def test_options_of_the_right_kind_pass():
 
 def test_registry_is_closed_and_seeded():
     assert {"gaussian", "made_mixture", "maf", "nits", "nsf"} <= set(names())
-    with pytest.raises(OptionError, match="choose one of"):
+    with pytest.raises(OptionError, match="choose nits, or one of the"):
         build("nitz", 2)
     with pytest.raises(OptionError, match="known options"):
         build("nits", 2, options={"hiden": 3})

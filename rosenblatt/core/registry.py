@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import json
 import math
@@ -69,9 +70,13 @@ def register(name: str, *, summary: str, citation: str, facts: Facts) -> Callabl
 
 
 def entry(name: str) -> Entry:
-    """Look a model up; raises `OptionError` that lists the known names."""
+    """Look a model up; raises `OptionError` that tells names like it."""
     if name not in _MODELS:
-        raise OptionError(f"model: '{name}' is unknown; choose one of {', '.join(sorted(_MODELS))}.")
+        alike = difflib.get_close_matches(name, _MODELS, n=3) or ["nits", "nsf"]
+        raise OptionError(
+            f"model: '{name}' is unknown; choose {' or '.join(alike)}, or one of the {len(_MODELS)} that "
+            "`rosenblatt models` lists."
+        )
     return _MODELS[name]
 
 

@@ -63,6 +63,7 @@ class ConditionalFlow(RegressorMixin, RegressionLearner, BaseEstimator):  # type
 
     Likelihood training as in Papamakarios et al. (2021). Errors are `DataError` and `OptionError`, both ValueErrors.
 
+    >>> import numpy as np
     >>> generator = np.random.default_rng(0)
     >>> X = generator.normal(size=(200, 2))
     >>> y = X[:, 0] + generator.normal(size=200) * np.exp(X[:, 1])
