@@ -67,7 +67,9 @@ def test_scores_are_those_of_the_law(workplace):
     z = (y - normal.mean()) / rest.std()
     crps = rest.std() * (z * (2 * scipy.stats.norm.cdf(z) - 1) + 2 * scipy.stats.norm.pdf(z) - 1 / math.sqrt(math.pi))
     assert found["crps"] == pytest.approx(crps.mean(), rel=2e-3)
-    shares = [(np.abs(normal.cdf(y) - 0.5) <= share / 2).mean() for share in regression.COVERED]
+    place = torch.rand(60, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)[:, 0].numpy()
+    pit = normal.cdf(y - 0.5) + place * (normal.cdf(y + 0.5) - normal.cdf(y - 0.5))
+    shares = [(np.abs(pit - 0.5) <= share / 2).mean() for share in regression.COVERED]
     assert found["covered"] == pytest.approx(shares)
     error = normal.mean() - y
     assert found["rmse"] == pytest.approx(math.sqrt((error**2).mean()), rel=1e-6)
