@@ -5,20 +5,17 @@
 in the order of reading, the channels of a pixel one after the other. With `levels` the model is one of whole numbers,
 and `log_prob` their exact log-probability; without, it is a continuous density. The network is that of `nits_conv`.
 Exact: probabilities, CDFs, sampling (one pass from pixel to pixel in all).
-Reference: Salimans, Karpathy, Chen & Kingma, PixelCNN++, ICLR 2017. Published sizes: 10 logistics, 160 filters,
-5 blocks in each of 3 stages. There the channels of a pixel share one mixture whose means are linear in earlier
-channels; here the whole mixture of a channel depends on them.
+Reference: Salimans, Karpathy, Chen & Kingma, PixelCNN++, ICLR 2017. There the channels of a pixel share one mixture
+whose means are linear in earlier channels; here the whole mixture of a channel depends on them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from rosenblatt.bases import StandardLogistic
 from rosenblatt.conditioners.pixelcnn import PixelCNN
 from rosenblatt.core.density import Density, Flow
-from rosenblatt.core.errors import OptionError
 from rosenblatt.core.registry import Facts, register
 from rosenblatt.elementwise.sigmoid_mixture import LogisticMixture
 from rosenblatt.layers.conditional import Conditional
@@ -77,21 +74,3 @@ def pixelcnn_mol(
     )
     layer = Conditional(mixture, network)
     return Flow(layer, StandardLogistic(features), context=context) if levels is None else Discretised(layer, levels)
-
-
-def paper_config(dataset: str) -> dict[str, Any]:
-    """Return the published options and training settings for "cifar10": Adam at 1e-3, averaged weights, no clipping."""
-    if dataset != "cifar10":
-        raise OptionError(f"dataset: '{dataset}' came; settings are known for cifar10.")
-    return {
-        "model": {
-            "image": [3, 32, 32],
-            "levels": 256,
-            "components": 10,
-            "filters": 160,
-            "blocks": 5,
-            "stages": 3,
-            "dropout": 0.5,
-        },
-        "fit": {"learning_rate": 1e-3, "schedule": "constant", "clip_norm": None, "ema_decay": 0.9995},
-    }
