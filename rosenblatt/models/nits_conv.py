@@ -19,15 +19,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from rosenblatt.bases import StandardLogistic
-from rosenblatt.conditioners.pixelcnn import PixelCNN
-from rosenblatt.core.density import Density, Flow
+from rosenblatt.core.density import Density
 from rosenblatt.core.errors import OptionError
 from rosenblatt.core.registry import Facts, register
 from rosenblatt.elementwise.monotone_net import MonotoneNet
-from rosenblatt.layers.conditional import Conditional
-from rosenblatt.layers.discretised import SPAN, Discretised
-from rosenblatt.layers.shape import image_shape
+from rosenblatt.layers.discretised import SPAN
+from rosenblatt.layers.pixels import pixels
 
 
 @register(
@@ -70,26 +67,24 @@ def nits_conv(
     >>> model.log_prob(torch.randint(256, (5, 12))).shape
     torch.Size([5])
     """
-    shape = (1, 1, features) if image is None else image_shape(image, features)
     lower, upper = -math.inf, math.inf
     if interval is not None:
         if len(interval) != 2:
             raise OptionError(f"interval: {list(interval)} came, two ends [a, b] were expected.")
         unit = 1.0 if levels is None else SPAN
         lower, upper = unit * interval[0], unit * interval[1]
-    cdf = MonotoneNet(widths, lower=lower, upper=upper, epsilon=epsilon)
-    network = PixelCNN(
-        shape,
-        cdf.spec.size,
+    return pixels(
+        MonotoneNet(widths, lower=lower, upper=upper, epsilon=epsilon),
+        features,
+        context,
+        image=image,
+        levels=levels,
         filters=filters,
         blocks=blocks,
         stages=stages,
         heads=heads,
-        context=context,
         dropout=dropout,
     )
-    layer = Conditional(cdf, network)
-    return Flow(layer, StandardLogistic(features), context=context) if levels is None else Discretised(layer, levels)
 
 
 def paper_config(dataset: str) -> dict[str, Any]:

@@ -13,14 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rosenblatt.bases import StandardLogistic
-from rosenblatt.conditioners.pixelcnn import PixelCNN
-from rosenblatt.core.density import Density, Flow
+from rosenblatt.core.density import Density
 from rosenblatt.core.registry import Facts, register
 from rosenblatt.elementwise.sigmoid_mixture import LogisticMixture
-from rosenblatt.layers.conditional import Conditional
-from rosenblatt.layers.discretised import Discretised
-from rosenblatt.layers.shape import image_shape
+from rosenblatt.layers.pixels import pixels
 
 
 @register(
@@ -60,17 +56,15 @@ def pixelcnn_mol(
     >>> model.sample(5, generator=torch.Generator().manual_seed(0)).shape
     torch.Size([5, 12])
     """
-    shape = (1, 1, features) if image is None else image_shape(image, features)
-    mixture = LogisticMixture(components)
-    network = PixelCNN(
-        shape,
-        mixture.spec.size,
+    return pixels(
+        LogisticMixture(components),
+        features,
+        context,
+        image=image,
+        levels=levels,
         filters=filters,
         blocks=blocks,
         stages=stages,
         heads=heads,
-        context=context,
         dropout=dropout,
     )
-    layer = Conditional(mixture, network)
-    return Flow(layer, StandardLogistic(features), context=context) if levels is None else Discretised(layer, levels)
