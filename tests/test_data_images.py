@@ -84,7 +84,7 @@ def test_split_is_disjoint_and_whole():
     first, second = numbered().split((0.75, 0.25), generator())
     assert (len(first), len(second)) == (225, 75)
     assert as_set(first.rows().x) | as_set(second.rows().x) == as_set(numbered().rows().x)
-    with pytest.raises(DataError, match="1 are too few to split"):
+    with pytest.raises(DataError, match="1 images are too few to split"):
         numbered(1).split((0.9, 0.1), generator())
     with pytest.raises(OptionError, match="add up to 1"):
         numbered().split((0.9, 0.2), generator())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from rosenblatt.core.errors import DataError
+from rosenblatt.core.errors import DataError, OptionError
 from rosenblatt.core.types import REAL, Support
 
 ROWS_PER_CHUNK = 65_536  # keeps the float64 working copy of one chunk within a few megabytes
@@ -274,3 +276,23 @@ def shorten(names: Sequence[str], most: int = 12) -> str:
     """Column names for a message, the first `most` of them."""
     shown = ", ".join(f"'{name}'" for name in names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def cuts(count: int, fractions: Sequence[float], what: str, unit: str) -> list[tuple[int, int]]:
+    """Ends of the parts that `count` shuffled rows are cut into; `what` and `unit` say in a message what they are.
+
+    Raises `OptionError` unless the fractions are positive and add up to one, `DataError` where a part would be empty.
+
+    >>> cuts(10, [0.8, 0.2], "table", "row")
+    [(0, 8), (8, 10)]
+    """
+    if not fractions or min(fractions) <= 0 or not math.isclose(math.fsum(fractions), 1.0, abs_tol=1e-9):
+        raise OptionError(f"fractions: {list(fractions)} came; give positive numbers that add up to 1.")
+    ends = [round(part * count) for part in itertools.accumulate(fractions, initial=0.0)]
+    parts = list(itertools.pairwise(ends))
+    if any(start == stop for start, stop in parts):
+        raise DataError(
+            f"{what}: {count} {unit}s are too few to split by {list(fractions)} with one in each part; "
+            f"bring more {unit}s or change the fractions."
+        )
+    return parts

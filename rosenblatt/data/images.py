@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from rosenblatt.core.errors import DataError, OptionError
 from rosenblatt.core.types import Batch
+from rosenblatt.data import checks
 from rosenblatt.data.image_files import image_array
 
 NUMBERS_AT_ONCE = 1 << 20  # pixels times channels in one batch of an ordered pass
@@ -137,16 +137,9 @@ class Images:
         `fractions` are positive and add up to one. Raises `OptionError` where they do not, `DataError`
         where a part would be empty.
         """
-        if not fractions or min(fractions) <= 0 or not math.isclose(math.fsum(fractions), 1.0, abs_tol=1e-9):
-            raise OptionError(f"fractions: {list(fractions)} came; give positive numbers that add up to 1.")
-        bounds = [round(part * len(self)) for part in itertools.accumulate(fractions, initial=0.0)]
-        if any(start == stop for start, stop in itertools.pairwise(bounds)):
-            raise DataError(
-                f"images: {len(self)} are too few to split by {list(fractions)} with an image in each part; "
-                "bring more images or change the fractions."
-            )
+        parts = checks.cuts(len(self), fractions, "images", "image")
         order = self._shuffled(generator)
-        return tuple(self._like(self.pixels[order[start:stop]]) for start, stop in itertools.pairwise(bounds))
+        return tuple(self._like(self.pixels[order[start:stop]]) for start, stop in parts)
 
     def batches(self, size: int, generator: torch.Generator, start: int = 0) -> Iterator[Batch]:
         """One pass over the images in an order drawn from `generator`, `size` a batch, the last shorter.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -147,16 +146,9 @@ class Table:
         `fractions` are positive and add up to one. Raises `OptionError` where they do not, `DataError`
         where a part would be empty.
         """
-        if not fractions or min(fractions) <= 0 or not math.isclose(math.fsum(fractions), 1.0, abs_tol=1e-9):
-            raise OptionError(f"fractions: {list(fractions)} came; give positive numbers that add up to 1.")
-        bounds = [round(part * len(self)) for part in itertools.accumulate(fractions, initial=0.0)]
-        if any(start == stop for start, stop in itertools.pairwise(bounds)):
-            raise DataError(
-                f"table: {len(self)} rows are too few to split by {list(fractions)} with a row in each part; "
-                "bring more rows or change the fractions."
-            )
+        parts = checks.cuts(len(self), fractions, "table", "row")
         order = self._shuffled(generator)
-        return tuple(self._take(order[start:stop]) for start, stop in itertools.pairwise(bounds))
+        return tuple(self._take(order[start:stop]) for start, stop in parts)
 
     def batches(self, size: int, generator: torch.Generator, start: int = 0) -> Iterator[Batch]:
         """One pass over the rows in an order drawn from `generator`, `size` rows a batch, the last shorter.
