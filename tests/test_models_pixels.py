@@ -10,6 +10,7 @@ from scipy import stats
 
 from rosenblatt.conditioners.independent import Independent
 from rosenblatt.conditioners.masked import Masked
+from rosenblatt.conditioners.pixelcnn import PixelCNN
 from rosenblatt.core.density import Flow
 from rosenblatt.core.errors import DataError, OptionError
 from rosenblatt.core.registry import build
@@ -258,3 +259,23 @@ def test_published_settings_make_a_model():
     assert torch.isfinite(model.eval().log_prob(x)).all()
     with pytest.raises(OptionError, match="cifar10"):
         nits_conv.paper_config("mnist")
+
+
+@pytest.mark.parametrize("name", CDFS)
+def test_mixed_precision_leaves_probabilities_alone(name):
+    row = ELEMENTWISE[name]
+    model = disturbed(one_number(row.make(), 256), 0.5)
+    levels = torch.arange(256).unsqueeze(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = model.log_prob(levels)
+    assert torch.equal(mixed, model.log_prob(levels))
+
+
+def test_mixed_precision_leaves_the_head_alone(monkeypatch):
+    net = disturbed(seeded(lambda: PixelCNN((3, 2, 2), 5, filters=4)), 0.3)
+    known = torch.randn(7, 4, 4, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(net, "states", lambda x, context: known)
+    x = torch.randn(7, 12, generator=torch.Generator().manual_seed(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = net(x)
+    assert torch.equal(mixed, net(x))

@@ -287,7 +287,19 @@ def test_refusals_of_the_fitter():
     with pytest.raises(OptionError, match="device"):
         LocalRuntime("nonsense")
     with pytest.raises(OptionError, match="amp"):
-        LocalRuntime("cpu", amp=True)
+        LocalRuntime("meta", amp=True)
+
+
+@pytest.mark.parametrize("units", [True, False])
+def test_mixed_precision_on_a_processor_needs_its_bfloat16_units(monkeypatch, units):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: units)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    if units:
+        with LocalRuntime("cpu", amp=True).autocast():
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+    else:
+        with pytest.raises(OptionError, match="amp: 'cpu' has no units for bfloat16"):
+            LocalRuntime("cpu", amp=True)
 
 
 def test_a_pass_of_the_wrong_length_is_refused():

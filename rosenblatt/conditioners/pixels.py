@@ -14,6 +14,7 @@ from rosenblatt.conditioners.base import ColumnWalk, Conditioner, Walk
 from rosenblatt.conditioners.causal_nets import GAIN, Pointwise, both_signs
 from rosenblatt.core.eager import runs_eagerly
 from rosenblatt.core.errors import OptionError
+from rosenblatt.core.precision import full_precision
 from rosenblatt.nets import limited
 
 NUMBERS_AT_ONCE = 1 << 23  # of theta, emitted together where no gradient is taken
@@ -77,7 +78,8 @@ class PixelConditioner(Conditioner):
         for start in range(0, self.pixels, step):
             cut = slice(start, start + step)
             seen = pixels[:, cut]
-            theta = self.emit(states[:, cut].flatten(0, 1), seen.flatten(0, 1))
+            with full_precision(x):  # eight bits would not tell neighbouring levels apart
+                theta = self.emit(states[:, cut].flatten(0, 1).to(x.dtype), seen.flatten(0, 1))
             yield theta.reshape(*batch, seen.shape[1] * self.channels, self.params)
 
     def emit(self, states: Tensor, pixels: Tensor) -> Tensor:

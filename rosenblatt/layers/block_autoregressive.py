@@ -13,6 +13,7 @@ from torch.nn.functional import linear, logsigmoid
 
 from rosenblatt.core.errors import InverseError, OptionError
 from rosenblatt.core.logspace import log_matvec, soft_bound
+from rosenblatt.core.precision import full_precision
 from rosenblatt.core.roots import attach_gradient, find_root
 from rosenblatt.core.transform import Transform
 from rosenblatt.core.types import REAL, Mapped
@@ -81,7 +82,7 @@ class BlockAutoregressive(Transform):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Mapped:
         """Run all coordinates through the network at once."""
-        with torch.autocast(_device_type(x), enabled=False):  # it would round the values, not their slopes
+        with full_precision(x):  # it would round the values, not their slopes
             rows = x.reshape(-1, self.features).t()
             hidden, log_slope, shift = limited(rows).unsqueeze(1), None, self._shift(x, context)
             for block in self._blocks:
@@ -96,7 +97,7 @@ class BlockAutoregressive(Transform):
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Mapped:
         """Find one coordinate after the other, each given those before it."""
-        with torch.autocast(_device_type(y), enabled=False):
+        with full_precision(y):
             targets = y.reshape(-1, self.features).t()
             shift = self._shift(y, context)
             log_skip, log_gain = self._shares()
@@ -252,7 +253,3 @@ def _joined(x: Tensor, net: tuple[Tensor, Tensor], log_skip: Tensor, log_gain: T
     """Add the line to the net, and the slopes."""
     value, log_slope = net
     return torch.exp(log_skip) * x + torch.exp(log_gain) * value, torch.logaddexp(log_skip, log_gain + log_slope)
-
-
-def _device_type(x: Tensor) -> str:
-    return "cpu" if x.is_meta else x.device.type  # the meta device knows no autocast

@@ -9,6 +9,7 @@ from rosenblatt.conditioners.base import Conditioner
 from rosenblatt.core.eager import runs_eagerly
 from rosenblatt.core.errors import InverseError, OptionError
 from rosenblatt.core.laws import Law
+from rosenblatt.core.precision import full_precision
 from rosenblatt.core.transform import Transform
 from rosenblatt.core.types import Mapped
 from rosenblatt.elementwise.base import Elementwise
@@ -38,7 +39,8 @@ class Conditional(Transform):
         values, log_dets, start = [], [], 0
         for theta in self.conditioner.parts(x, context):
             stop = start + theta.shape[-2]
-            mapped: Mapped = self.elementwise(x[..., start:stop], theta)
+            with full_precision(x):
+                mapped: Mapped = self.elementwise(x[..., start:stop], theta.to(x.dtype))
             values.append(mapped.value)
             log_dets.append(mapped.log_det.sum(dim=-1))
             start = stop

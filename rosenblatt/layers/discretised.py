@@ -19,6 +19,7 @@ from rosenblatt.core.allocator import keep_freed_memory
 from rosenblatt.core.density import SCORE_NUMBERS, Density, fresh_generator
 from rosenblatt.core.eager import runs_eagerly
 from rosenblatt.core.errors import DataError, OptionError
+from rosenblatt.core.precision import full_precision
 from rosenblatt.core.types import Likelihood
 from rosenblatt.elementwise.base import UnitElementwise
 from rosenblatt.layers.conditional import Conditional
@@ -172,7 +173,9 @@ class Discretised(Density):
         parts, start = [], 0
         for theta in conditioner.parts(self.place(counts), context):
             stop = start + theta.shape[-2]
-            mass = self.elementwise.interval_log_prob(*self._ends(counts[..., start:stop]), theta)
+            with full_precision(counts):
+                ends = self._ends(counts[..., start:stop])
+                mass = self.elementwise.interval_log_prob(*ends, theta.to(counts.dtype))
             parts.append(mass.sum(dim=-1))
             start = stop
         total: Tensor = sum(parts[1:], start=parts[0])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rosenblatt.core.newton import Smooth, find_vectors
+from rosenblatt.core.precision import full_precision
 from rosenblatt.core.types import Mapped
 from rosenblatt.layers.planar import Residual
 
@@ -36,12 +37,12 @@ class Searched(Residual, Generic[Run]):
 
     def bend(self, x: Tensor, theta: Tensor) -> Mapped:
         """Evaluate."""
-        with _full_precision(x):
+        with full_precision(x):
             return self.mapped(self.placed(theta, x.dtype).run(x))
 
     def straighten(self, y: Tensor, theta: Tensor) -> Mapped:
         """Search in float64."""
-        with _full_precision(y):
+        with full_precision(y):
             rows = y.double().reshape(-1, y.shape[-1])
             if theta.ndim > 1:
                 theta = theta.expand(*y.shape[:-1], theta.shape[-1]).reshape(len(rows), theta.shape[-1])
@@ -49,8 +50,3 @@ class Searched(Residual, Generic[Run]):
             x = find_vectors(placed, rows)
             log_det = -self.mapped(placed.run(x)).log_det
         return Mapped(x.reshape(y.shape).to(y.dtype), log_det.reshape(y.shape[:-1]).to(y.dtype))
-
-
-def _full_precision(x: Tensor) -> torch.autocast:
-    # Autocast would round the data, and with them the determinant, to half precision.
-    return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)

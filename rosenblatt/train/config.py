@@ -44,8 +44,8 @@ class FitConfig:
     seed: seed of the split, of the shuffles and of everything random in training.
     dtype: "float32" or "float64", for weights and data.
     device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1".
-    amp: multiply matrices in bfloat16; needs CUDA, since processors without bfloat16 units emulate it some seven times
-        more slowly than they compute in float32.
+    amp: multiply matrices in bfloat16; needs CUDA or a processor with bfloat16 units (AVX-512 or AMX), since others
+        emulate it some seven times more slowly than they compute in float32.
     compile: run the training steps through `torch.compile`, which takes a minute or two to start and a C++ compiler;
         checkpoints are those of the plain model, so a run may be resumed with or without.
     threads: CPU threads of PyTorch during training; None leaves them alone.

@@ -46,8 +46,8 @@ class LocalRuntime:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError, NotImplementedError):
             raise OptionError(f'device: \'{device}\' is not available on this machine; use "auto" or "cpu".') from None
-        if amp and self.device.type != "cuda":
-            raise OptionError(f"amp: needs a CUDA device, '{self.device}' came; switch amp off.")
+        if amp and not _has_bfloat16_units(self.device):
+            raise OptionError(f"amp: '{self.device}' has no units for bfloat16 here; switch amp off, or use CUDA.")
         self.amp = amp
 
     def place(self, model: nn.Module, dtype: torch.dtype) -> None:
@@ -66,6 +66,12 @@ class LocalRuntime:
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients of `loss`."""
         torch.autograd.backward(loss)
+
+
+def _has_bfloat16_units(device: torch.device) -> bool:
+    if device.type != "cpu":
+        return device.type == "cuda"
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def seeded_generator(*words: int, device: torch.device | str = "cpu") -> torch.Generator:
