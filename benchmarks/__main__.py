@@ -16,7 +16,7 @@ BENCHMARKS = {
     "heavy_tails": "mtaf against a Gaussian base on insurance losses and market returns",
     "heads": "cost and likelihood of the cheaper heads of NITS, on image patches",
     "score_stream": "score 10 million rows: rows per second, memory, cores",
-    "digits": "NITS-Conv against PixelCNN++ on scikit-learn's digits, in exact bits per dimension",
+    "images": "NITS-Conv against PixelCNN++ on digits, MNIST, CIFAR-10, in exact bits: `images CONFIG.toml`",
     "roundtrip": "round trips of trained flows where the data ends",
     "lfi": "posteriors from simulations: five published tasks against their reference samples",
     "regression": "the law of a target given its row, on nine UCI tables: likelihood, CRPS, coverage",

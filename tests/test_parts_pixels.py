@@ -12,7 +12,7 @@ from rosenblatt.layers.conditional import Conditional
 from rosenblatt.testing.measures import forbidden_influence
 from rosenblatt.testing.tables import disturbed, seeded
 
-SHAPES = [(1, 4, 4), (2, 3, 3), (3, 2, 5), (1, 5, 2), (2, 1, 6), (1, 6, 1), (4, 1, 1)]
+SHAPES = [(1, 4, 4), (2, 2, 4), (2, 3, 3), (3, 2, 5), (1, 5, 2), (2, 1, 6), (1, 6, 1), (4, 1, 1)]
 
 
 def nets(shape, params=2):
@@ -22,6 +22,9 @@ def nets(shape, params=2):
         yield disturbed(
             seeded(lambda options=options: Transformer(shape, params, hidden=4, heads=2, blocks=1, **options)), 0.3
         ).double()
+    if shape[1] % 2 == shape[2] % 2 == 0:
+        yield disturbed(seeded(lambda: PixelCNN(shape, params, filters=4, stages=2, heads=2, patch=2)), 0.3).double()
+        yield disturbed(seeded(lambda: Transformer(shape, params, hidden=4, heads=2, blocks=1, patch=2)), 0.3).double()
 
 
 def rows_for(net, count, seed=0):
@@ -33,6 +36,12 @@ def rows_for(net, count, seed=0):
 
 def test_levels_are_pixels_in_the_order_of_reading_with_their_channels():
     assert [level.item() for level in PixelCNN((2, 1, 3), 1, filters=2).levels] == [0, 3, 1, 4, 2, 5]
+
+
+def test_levels_of_patches_are_squares_in_the_order_of_reading():
+    order = [level.item() for level in PixelCNN((2, 2, 4), 1, filters=2, patch=2).levels]
+    first = [0, 8, 1, 9, 4, 12, 5, 13]  # pixels (0, 0), (0, 1), (1, 0), (1, 1), each with both channels
+    assert order == [*first, *(number + 2 for number in first)]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -137,6 +146,8 @@ def test_activations_keep_their_size_at_the_start():
         ({"stages": 0}, "stages"),
         ({"heads": 3}, "heads"),
         ({"dropout": 1.0}, "dropout"),
+        ({"patch": 0}, "patch"),
+        ({"patch": 3}, "patch"),
     ],
 )
 def test_sizes_that_make_no_network_are_refused(options, match):

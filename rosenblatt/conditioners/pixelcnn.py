@@ -32,10 +32,12 @@ class PixelCNN(PixelConditioner):
 
     `filters` is the width of both streams, `blocks` the gated blocks a stage in each direction, `stages` how many
     resolutions there are, each half the one before (sides are rounded up, so that any size will do). `heads` > 0 puts
-    causal attention with so many heads where the network is coarsest. `context` enters every block.
+    causal attention with so many heads where the network is coarsest. `context` enters every block. Squares of `patch` x
+    `patch` pixels count as one pixel of more channels.
     Weights are normalised, activations never: nothing mixes places, and the Jacobian against the order is exactly 0.
     A pass from pixel to pixel (sampling) computes every activation once.
-    Raises `OptionError` for sizes below 1, heads that do not divide `filters`, or dropout outside [0, 1).
+    Raises `OptionError` for sizes below 1, a `patch` that does not divide the sides, heads that do not divide `filters`,
+    or dropout outside [0, 1).
     Reference: Salimans, Karpathy, Chen & Kingma, PixelCNN++, ICLR 2017. Published sizes: 160 filters, 5 blocks,
     3 stages, dropout 0.5.
 
@@ -56,8 +58,9 @@ class PixelCNN(PixelConditioner):
         heads: int = 0,
         context: int = 0,
         dropout: float = 0.0,
+        patch: int = 1,
     ) -> None:
-        super().__init__(shape, params, width=filters, context=context)
+        super().__init__(shape, params, width=filters, context=context, patch=patch)
         for name, value, least in (("blocks", blocks, 1), ("stages", stages, 1), ("heads", heads, 0)):
             if value < least:
                 raise OptionError(f"{name}: {value} came, an integer >= {least} was expected.")

@@ -22,7 +22,8 @@ class Transformer(PixelConditioner):
     places; N normalises the `hidden` numbers of one token, which mixes no places. `heads` divides `hidden`. A table's
     columns are pixels of one channel, (1, 1, columns): Levels are single numbers in the order of reading.
     A pass from pixel to pixel (sampling) keeps the keys and values of earlier tokens.
-    Raises `OptionError` for sizes below 1, heads that do not divide `hidden`, or dropout outside [0, 1).
+    Raises `OptionError` for sizes below 1, a `patch` that does not divide the sides, heads that do not divide `hidden`,
+    or dropout outside [0, 1).
     References: Vaswani et al., Attention Is All You Need, NeurIPS 2017; Parmar et al., Image Transformer, ICML 2018.
 
     >>> Transformer((3, 2, 2), 5, hidden=8, heads=2)(torch.zeros(2, 12)).shape
@@ -39,8 +40,9 @@ class Transformer(PixelConditioner):
         blocks: int = 2,
         context: int = 0,
         dropout: float = 0.0,
+        patch: int = 1,
     ) -> None:
-        super().__init__(shape, params, width=hidden, context=context)
+        super().__init__(shape, params, width=hidden, context=context, patch=patch)
         if blocks < 1:
             raise OptionError(f"blocks: {blocks} came, an integer >= 1 was expected.")
         if heads < 1 or hidden % heads:

@@ -25,6 +25,7 @@ def pixels(
     stages: int,
     heads: int,
     dropout: float,
+    patch: int,
 ) -> Density:
     """Give every number of an image the CDF `cdf`, whose parameters a causal convolutional network emits.
 
@@ -48,6 +49,7 @@ def pixels(
         heads=heads,
         context=context,
         dropout=dropout,
+        patch=patch,
     )
     layer = Conditional(cdf, network)
     return Flow(layer, StandardLogistic(features), context=context) if levels is None else Discretised(layer, levels)

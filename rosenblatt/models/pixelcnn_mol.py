@@ -43,13 +43,14 @@ def pixelcnn_mol(
     stages: int = 1,
     heads: int = 0,
     dropout: float = 0.0,
+    patch: int = 1,
 ) -> Density:
     """Build a PixelCNN++ for images, rows of `features` numbers in the order channel, row, column.
 
     `image` is [channels, height, width]; without it a row is a line of pixels. `levels` makes it a model of whole
     numbers 0 .. levels - 1 (256 for images of 8 bits); without, of continuous numbers of about unit scale.
-    `filters`, `blocks`, `stages`, `heads` (of attention) and `dropout` are those of the convolutional network.
-    Raises `OptionError` for sizes that make no model.
+    `filters`, `blocks`, `stages`, `heads` (of attention), `dropout` and `patch` are those of the convolutional network,
+    `PixelCNN`. Raises `OptionError` for sizes that make no model.
 
     >>> import torch
     >>> model = pixelcnn_mol(12, image=[3, 2, 2], levels=256, filters=8)
@@ -67,4 +68,5 @@ def pixelcnn_mol(
         stages=stages,
         heads=heads,
         dropout=dropout,
+        patch=patch,
     )

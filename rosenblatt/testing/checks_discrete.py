@@ -64,6 +64,7 @@ DISCRETE: dict[str, DiscreteRow] = {
         DiscreteRow("nits_conv_context", "nits_conv", (1, 2, 2), 3, {"widths": [4, 4, 1], "heads": 2}, 2),
         DiscreteRow("pixelcnn_mol", "pixelcnn_mol", (1, 2, 3), 3, {"components": 3, "dropout": 0.5}),
         DiscreteRow("pixelcnn_mol_two", "pixelcnn_mol", (3, 2, 2), 2, {"components": 2, "stages": 2}),
+        DiscreteRow("pixelcnn_mol_patches", "pixelcnn_mol", (1, 2, 4), 2, {"components": 2, "patch": 2}),
         DiscreteRow("pixelcnn_mol_context", "pixelcnn_mol", (3, 1, 1), 4, {"components": 3}, 2),
     )
 }
