@@ -29,7 +29,7 @@ from rosenblatt.data import Images
 from rosenblatt.eval import bits_per_dimension, mean_log_prob, paired_difference
 from rosenblatt.image_runs import config_of_images, image_model
 from rosenblatt.layers.discretised import Discretised
-from rosenblatt.train import FitConfig, Fitter, FitReport, RunFolder
+from rosenblatt.train import FitConfig, FitReport, Fitter, RunFolder
 
 ROOT = Path(__file__).resolve().parent
 RESULT, SCORES = "benchmark.json", "test_bits.npy"

@@ -32,12 +32,12 @@ class PixelCNN(PixelConditioner):
 
     `filters` is the width of both streams, `blocks` the gated blocks a stage in each direction, `stages` how many
     resolutions there are, each half the one before (sides are rounded up, so that any size will do). `heads` > 0 puts
-    causal attention with so many heads where the network is coarsest. `context` enters every block. Squares of `patch` x
+    causal attention with so many heads where the network is coarsest. `context` enters every block. `patch` x
     `patch` pixels count as one pixel of more channels.
     Weights are normalised, activations never: nothing mixes places, and the Jacobian against the order is exactly 0.
     A pass from pixel to pixel (sampling) computes every activation once.
-    Raises `OptionError` for sizes below 1, a `patch` that does not divide the sides, heads that do not divide `filters`,
-    or dropout outside [0, 1).
+    Raises `OptionError` for sizes below 1, a `patch` that does not divide the sides, heads that do not divide
+    `filters`, or dropout outside [0, 1).
     Reference: Salimans, Karpathy, Chen & Kingma, PixelCNN++, ICLR 2017. Published sizes: 160 filters, 5 blocks,
     3 stages, dropout 0.5.
 

@@ -60,8 +60,8 @@ def nits_conv(
     `image` is [channels, height, width]; without it a row is a line of pixels. `levels` makes it a model of whole
     numbers 0 .. levels - 1 (256 for images of 8 bits); without, of continuous numbers of about unit scale.
     `widths`, `interval` and `epsilon` are those of the CDF nets; with `levels`, `interval=[a, b]` counts in units in
-    which the levels fill [-1, 1]. `filters`, `blocks`, `stages`, `heads` (of attention), `dropout` and `patch` are those
-    of the convolutional network, `PixelCNN`. Raises `OptionError` for sizes that make no model.
+    which the levels fill [-1, 1]. `filters`, `blocks`, `stages`, `heads` (of attention), `dropout` and `patch` are
+    those of the convolutional network, `PixelCNN`. Raises `OptionError` for sizes that make no model.
 
     >>> import torch
     >>> model = nits_conv(12, image=[3, 2, 2], levels=256, filters=8)
