@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from rosenblatt.assembly import TableFlow, assemble
 from rosenblatt.core.errors import CheckpointError, DataError
 from rosenblatt.data import Table
-from rosenblatt.eval import Estimate, mean_log_prob
+from rosenblatt.eval import BitsPerDim, Estimate, mean_log_prob
 from rosenblatt.train import FitReport, RunFolder
 from rosenblatt.train.storage import JSON_LIMIT, read_bytes, read_json, replace_bytes, to_json
 
@@ -36,11 +36,15 @@ class Comparison(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """The end of a fit: its report, and scores of the validation and the test rows where there are any."""
+    """The end of a fit: its report, and scores of the validation and the test rows where there are any.
+
+    A model of images has the bits per dimension of its test images, `bits`, in place of comparisons.
+    """
 
     report: FitReport
     validation: Comparison | None = None
     test: Comparison | None = None
+    bits: BitsPerDim | None = None
 
 
 def compare(flow: TableFlow, train: Table, held_out: Table) -> Comparison:
@@ -90,8 +94,11 @@ def write_summary(run: RunFolder, summary: Summary) -> None:
     fit = dataclasses.asdict(summary.report)
     del fit["history"]
     scores = {"validation": _scores(summary.validation), "test": _scores(summary.test)}
+    stored: dict[str, Any] = {"fit": fit, "nats_per_row": scores}
+    if summary.bits is not None:
+        stored["bits_per_dim"] = {"test": summary.bits._asdict()}
     try:
-        replace_bytes(run.path / REPORT, to_json(_encoded({"fit": fit, "nats_per_row": scores})))
+        replace_bytes(run.path / REPORT, to_json(_encoded(stored)))
     except OSError as error:
         raise CheckpointError(f"{run.path / REPORT}: cannot be written ({error.strerror}); free space.") from None
 
@@ -110,7 +117,8 @@ def read_summary(run: RunFolder) -> Summary | None:
         if not all(isinstance(number, int | float) for number in numbers):
             raise TypeError("numbers were expected")
         scores = stored["nats_per_row"]
-        summary = Summary(report, _comparison(scores["validation"]), _comparison(scores["test"]))
+        bits = _bits(stored.get("bits_per_dim"))
+        summary = Summary(report, _comparison(scores["validation"]), _comparison(scores["test"]), bits)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: not the report of a fit ({error}); remove it.") from None
     return summary if report.steps in run.steps()[-1:] else None
@@ -125,6 +133,13 @@ def _comparison(scores: Mapping[str, Any] | None) -> Comparison | None:
         return None
     read = {name: None if pair is None else Estimate(*map(float, pair)) for name, pair in scores.items()}
     return Comparison(**read)  # type: ignore[arg-type]
+
+
+def _bits(scores: Mapping[str, Any] | None) -> BitsPerDim | None:
+    if scores is None:
+        return None
+    test = scores["test"]
+    return BitsPerDim(float(test["value"]), float(test["standard_error"]), str(test["claim"]))
 
 
 def _encoded(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """Images on the command line: fitted, scored, drawn, compressed and given back."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -10,8 +11,12 @@ from PIL import Image
 
 from rosenblatt.cli import main
 from rosenblatt.data import Images, digits, write_grid
+from rosenblatt.eval import bits_per_dim
 from rosenblatt.image_runs import restore_images
+from rosenblatt.preparation import TEST_SPLIT
+from rosenblatt.summary import read_summary, write_summary
 from rosenblatt.train import RunFolder
+from rosenblatt.train.runtime import seeded_generator
 
 QUICK = ("--option", "filters=4", "--max-steps", "12", "--batch-size", "16")
 
@@ -34,6 +39,26 @@ def test_a_run_keeps_its_model_and_a_grid_of_samples(fitted, capsys):
     model = restore_images(run)
     assert not model.training
     assert model.log_prob(digits().rows(5).x).isfinite().all()
+
+
+def test_info_and_report_keep_the_bits_of_the_test_images(fitted, capsys):
+    run = RunFolder.open(fitted / "run")
+    stored = json.loads((fitted / "run" / "report.json").read_text())
+    summary = read_summary(run)
+    assert stored["bits_per_dim"]["test"] == summary.bits._asdict()
+    assert summary.bits.claim == "exact"
+    _, held = Images(digits().pixels[:150], levels=17).split((0.9, 0.1), seeded_generator(0, TEST_SPLIT))
+    assert bits_per_dim(restore_images(run), held.rows().x).value == pytest.approx(summary.bits.value, rel=1e-5)
+    write_summary(run, summary._replace(bits=None))
+    assert read_summary(run).bits is None
+    write_summary(run, summary)
+    assert main(["info", str(fitted / "run")]) == 0
+    out = capsys.readouterr().out
+    assert "1 x 8 x 8 (channels, height, width), 17 levels" in out
+    assert "150 images" in out
+    assert f"{summary.bits}" in out
+    best = -summary.report.best_validation / 64 / math.log(2)
+    assert f"{best:.4f} bits/dim at step" in out
 
 
 def test_files_shrink_and_come_back(fitted, capsys):

@@ -61,13 +61,14 @@ def fit_images(options: FitOptions, folder: Path) -> int:
         return 128 + report.signal
     model.cpu()
     print(f"fitted: stopped by {report.stopped} after {report.steps:,} steps in {report.seconds:.0f} s")
-    if test is not None:
-        print(f"held-out images: {bits_per_dim(model, test.rows().x)}", flush=True)
+    bits = None if test is None else bits_per_dim(model, test.rows().x)
+    if bits is not None:
+        print(f"held-out images: {bits}", flush=True)
     written = [REPORT]
     if options.samples and options.plots:
         draw_samples(model, fit, min(options.samples, MOST_SAMPLES), options.fit.seed, store.path / SAMPLES)
         written = [SAMPLES, *written]
-    write_summary(store, Summary(report))
+    write_summary(store, Summary(report, bits=bits))
     print(f"run folder: {folder} ({', '.join(written)}), {time.monotonic() - started:.0f} s in all")
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,15 +124,17 @@ def _info(options: InfoOptions) -> int:
     config = store.config
     data = config.get("data", {})
     model = config.get("model", "?")
+    what = "images" if config.get("kind") == "images" else "rows"
     lines = {
         "run": str(store.path),
         "model": f"{model} {_shown(config.get('options', {}))}".strip(),
         "members": f"{members} fits, averaged" if (members := config.get("members", 1)) != 1 else "",
         "columns": ", ".join(config.get("columns", [])),
+        "images": _images(config),
         "given": ", ".join(str(code.get("name")) for code in config.get("given") or []),
         "spread over cells": _shown(config.get("dequantise") or {}),
         "supports": _supports(config),
-        "data": f"{data.get('source')}, {data.get('rows')} rows, SHA-256 {str(data.get('digest'))[:16]}",
+        "data": f"{data.get('source')}, {data.get('rows')} {what}, SHA-256 {str(data.get('digest'))[:16]}",
         **_training(store),
         "versions": ", ".join(f"{name} {version}" for name, version in config.get("versions", {}).items()),
         "command": str(config.get("provenance", {}).get("command", "")),
@@ -159,8 +162,7 @@ def _training(store: RunFolder) -> dict[str, str]:
         found = {"steps": f"{checkpoint.step:,}, {seconds:.0f} s of training, not finished"}
         if best is not None:
             measure = checkpoint.state.get("measure", "nats")
-            shown = f"{best:.4f} {'nats per row' if measure == 'nats' else measure}"
-            found["validation"] = f"{shown} at step {progress.get('best_step')}"
+            found["validation"] = f"{_score(store, best, measure)} at step {progress.get('best_step')}"
     else:
         report = summary.report
         found = {"steps": f"{report.steps:,}, {report.seconds:.0f} s of training, stopped by {report.stopped}"}
@@ -168,8 +170,33 @@ def _training(store: RunFolder) -> dict[str, str]:
             for name, score in ({} if scores is None else scores._asdict()).items():
                 if score is not None:
                     found[f"{rows}, {name}"] = f"{score} nats per row"
+        if store.config.get("kind") == "images" and report.best_validation is not None:
+            shown = _score(store, report.best_validation, report.measure)
+            found["validation"] = f"{shown} at step {report.best_step}"
+        if summary.bits is not None:
+            found["test"] = str(summary.bits)
     found["weights"] = f"{sum(t.numel() for t in checkpoint.model.values()):,} numbers"
     return found
+
+
+def _score(store: RunFolder, value: float, measure: str) -> str:
+    """A score of training with its unit; nats of an image as bits per dimension."""
+    shape = store.config.get("shape")
+    if store.config.get("kind") == "images" and measure == "nats" and isinstance(shape, list):
+        import torch
+
+        from rosenblatt.eval import bits_per_dimension
+
+        bits = bits_per_dimension(torch.tensor(value, dtype=torch.float64), math.prod(shape))
+        return f"{float(bits):.4f} bits/dim"
+    return f"{value:.4f} {'nats per row' if measure == 'nats' else measure}"
+
+
+def _images(config: dict[str, Any]) -> str:
+    if config.get("kind") != "images":
+        return ""
+    shape = " x ".join(map(str, config.get("shape", [])))
+    return f"{shape} (channels, height, width), {config.get('levels')} levels"
 
 
 def _supports(config: dict[str, Any]) -> str:

@@ -44,7 +44,7 @@ def draw(flow: Flow, table: Table, store: RunFolder, folder: Path) -> list[str]:
 
 def result(model: str, summary: Summary, rows: Rows) -> str:
     """The result of a fit in a few lines."""
-    report, _, scores = summary
+    report, scores = summary.report, summary.test
     steps = "" if report.stopped == "closed form" else f" after {report.steps:,} steps in {report.seconds:.0f} s"
     lines = [f"fitted: stopped by {report.stopped}{steps}{_kept(report)}"]
     if report.skipped_steps or report.rolled_back:

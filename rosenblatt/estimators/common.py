@@ -78,7 +78,7 @@ class Learner:
         self._config = config
 
     def _conclude(self, summary: Summary | None) -> None:
-        self.report_, self._comparison, self.test_scores_ = (None, None, None) if summary is None else summary
+        self.report_, self._comparison, self.test_scores_ = (None, None, None) if summary is None else summary[:3]
         scores = self._comparison
         self.validation_score_, self.gaussian_score_ = (None, None) if scores is None else scores[:2]
 
