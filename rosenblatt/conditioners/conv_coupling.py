@@ -21,9 +21,10 @@ class ConvCoupling(TwoParts):
 
     `mask` says what the first part is: "channels" (the first half of them, rounded up), "channels_turned" (the others),
     "checkerboard" (pixels with even row + column) or "checkerboard_turned". The first part has free thetas of its own,
-    one for each channel. If either part is empty, all thetas are free: one for each channel. Context enters both parts,
-    as planes of one number each; with `spatial` it is an image itself, (planes, H, W) in a row, and the first part's
-    thetas are a convolutional network of it.
+    one for each channel; without `free` its thetas stay as they start, whatever the context, which makes it pass
+    unchanged through a map that starts as the identity. If either part is empty, all thetas are free: one for each
+    channel. Context enters both parts, as planes of one number each; with `spatial` it is an image itself,
+    (planes, H, W) in a row, and the first part's thetas are a convolutional network of it.
     Raises `OptionError` for another mask, sizes below 1, or a spatial context that is no image.
     References: Dinh et al., Density estimation using Real NVP, ICLR 2017; Kingma & Dhariwal, Glow, NeurIPS 2018.
 
@@ -31,6 +32,7 @@ class ConvCoupling(TwoParts):
     [[0, 3], [1, 2]]
     """
 
+    fixed: Tensor
     place: Tensor
     first_channel: Tensor
     first_index: Tensor
@@ -48,6 +50,7 @@ class ConvCoupling(TwoParts):
         spatial: bool = False,
         dropout: float = 0.0,
         residual: bool = True,
+        free: bool = True,
     ) -> None:
         if len(shape) != 3 or min(shape) < 1:
             raise OptionError(f"shape: {list(shape)} came, [channels, height, width] >= 1 were expected.")
@@ -69,16 +72,20 @@ class ConvCoupling(TwoParts):
         self.register_buffer("first_channel", self.first_index // pixels, persistent=False)
         net: dict[str, Any] = {"hidden": hidden, "blocks": blocks, "dropout": dropout, "residual": residual}
         planes = context // pixels if spatial else context
-        self.free: Independent | ConvNet = (
-            ConvNet(planes, len(inputs) * params, side=self.size, **net)
-            if spatial
-            else Independent(len(inputs), params, context=context, **net)
-        )
+        self.free: Independent | ConvNet | None = None
+        if not free and second:
+            self.register_buffer("fixed", torch.zeros(params), persistent=False)  # a start is the same in every run
+        elif spatial:
+            self.free = ConvNet(planes, len(inputs) * params, side=self.size, **net)
+        else:
+            self.free = Independent(len(inputs), params, context=context, **net)
         self.net = ConvNet(len(inputs) + planes, len(outputs) * params, side=self.size, **net) if second else None
 
     def start_at(self, theta: Tensor) -> None:
         """Start every coordinate at `theta`; the networks' last weights are a hundredth of the usual."""
-        if isinstance(self.free, Independent):
+        if self.free is None:
+            self.fixed.copy_(theta)
+        elif isinstance(self.free, Independent):
             self.free.start_at(theta)
         else:
             self.free.start_at(theta.repeat(self.free.last.out_channels // self.params))
@@ -86,7 +93,9 @@ class ConvCoupling(TwoParts):
             self.net.start_at(theta.repeat(self.net.last.out_channels // self.params))
 
     def first_part(self, context: Tensor | None) -> Tensor:
-        """Free thetas of the channels, or those of the context."""
+        """Free thetas of the channels, or those of the context; or the start, for every coordinate."""
+        if self.free is None:
+            return self.fixed.expand(self.first_size, -1)
         if isinstance(self.free, Independent):
             return self.free.thetas(context).index_select(-2, self.first_channel)
         assert context is not None

@@ -155,11 +155,11 @@ class FactorOut(Transform):
 Scale = Callable[[Shape, bool], tuple[list[Transform], Shape]]
 
 
-def multi_scale(shape: Shape, levels: int, scale: Scale) -> list[Transform]:
+def multi_scale(shape: Shape, levels: int, scale: Scale, *, leaving: bool = True) -> list[Transform]:
     """Steps of `levels` scales, between which the second half of the channels leaves to the base.
 
-    `scale(shape, last)` makes the steps of one scale and says which shape they end in. Raises `OptionError` unless
-    levels >= 1, and for fewer than two channels where half of them should leave.
+    `scale(shape, last)` makes the steps of one scale and says which shape they end in. Without `leaving` all channels
+    go on. Raises `OptionError` unless levels >= 1, and for fewer than two channels where half of them should leave.
 
     >>> steps = multi_scale((1, 4, 4), 2, lambda shape, last: ([Squeeze(shape)], Squeeze(shape).after))
     >>> [type(step).__name__ for step in steps], steps[1].staying
@@ -170,6 +170,8 @@ def multi_scale(shape: Shape, levels: int, scale: Scale) -> list[Transform]:
     steps, (channels, height, width) = scale(shape, levels == 1)
     if levels == 1:
         return steps
+    if not leaving:
+        return [*steps, *multi_scale((channels, height, width), levels - 1, scale, leaving=False)]
     if channels < 2:
         raise OptionError("levels: a single channel cannot leave by half; squeeze before, or choose one level.")
     staying = (channels + 1) // 2

@@ -20,18 +20,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from rosenblatt.bases import StandardNormal
-from rosenblatt.conditioners.conv_coupling import ConvCoupling
 from rosenblatt.core.density import Flow
 from rosenblatt.core.errors import OptionError
 from rosenblatt.core.registry import Facts, register
 from rosenblatt.core.transform import Compose, Transform
 from rosenblatt.elementwise.affine import Affine
-from rosenblatt.layers.conditional import Conditional
-from rosenblatt.layers.convolution import convolution_steps
-from rosenblatt.layers.couplings import couplings
+from rosenblatt.layers.couplings import couplings, image_couplings
 from rosenblatt.layers.orthogonal import mixing
 from rosenblatt.layers.scaling import ActNorm
-from rosenblatt.layers.shape import PerPixel, Shape, Squeeze, image_shape, multi_scale
+from rosenblatt.layers.shape import image_shape
 
 
 @register(
@@ -84,8 +81,16 @@ def glow(
         "residual": residual,
     }
     if image is not None:
-        shape = image_shape(image, features)
-        steps = _image_steps(shape, levels, transforms, linear=linear, convolution=convolution, net=net)
+        layers = transforms * levels + levels - 1  # what a channel of the last scale goes through
+        steps = image_couplings(
+            lambda: Affine.one_of(layers),
+            image_shape(image, features),
+            levels,
+            transforms,
+            net=net,
+            linear=linear,
+            convolution=convolution,
+        )
     elif levels != 1 or convolution != "1x1":
         raise OptionError("levels, convolution: these are for images; pass image=[channels, height, width] with them.")
     else:
@@ -99,25 +104,3 @@ def _table_steps(features: int, transforms: int, linear: str, net: dict[str, Any
     for layer in couplings(maps, features, **net):
         steps.extend([ActNorm(features), *mixing(linear, features), layer])
     return steps
-
-
-def _image_steps(
-    shape: Shape, levels: int, transforms: int, *, linear: str, convolution: str, net: dict[str, Any]
-) -> list[Transform]:
-    layers = transforms * levels + levels - 1  # what a channel of the last scale goes through
-
-    def coupling(shape: Shape) -> Conditional:
-        affine = Affine.one_of(layers)
-        return Conditional(affine, ConvCoupling(shape, affine.spec.size, **net))
-
-    def scale(shape: Shape, last: bool) -> tuple[list[Transform], Shape]:
-        steps: list[Transform] = []
-        if shape[1] * shape[2] > 1:
-            squeeze = Squeeze(shape)
-            steps, shape = [squeeze], squeeze.after
-        for _ in range(transforms):
-            mixed = convolution_steps(convolution, shape, linear)
-            steps.extend([PerPixel(ActNorm(shape[0]), shape), *mixed, coupling(shape)])
-        return steps if last else [*steps, coupling(shape)], shape
-
-    return multi_scale(shape, levels, scale)

@@ -170,6 +170,8 @@ MODELS: dict[str, ModelRow] = {
         ModelRow("nsf_coupling", _model("nsf", transforms=3, hidden=16, coupling=True), traced=True, far=True),
         ModelRow("nsf_context", _model("nsf", 2, transforms=2, hidden=16), context=2, far=True),
         ModelRow("nsf_parts", _model("nsf", transforms=2, hidden=16, parts=2), far=True),
+        ModelRow("nsf_image", _image_model("nsf_image"), far=True),
+        ModelRow("nsf_image_context", _image_model("nsf_image", 2, multi_scale=False), context=2, far=True),
         ModelRow("nsf_linear", _model("nsf", transforms=2, hidden=16, spline="linear", coupling=True), far=True),
         ModelRow("nsf_quadratic", _model("nsf", transforms=2, hidden=16, spline="quadratic"), far=True),
         ModelRow("nsf_cubic", _model("nsf", transforms=2, hidden=16, spline="cubic", linear="none"), far=True),

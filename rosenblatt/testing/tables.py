@@ -279,6 +279,7 @@ CONDITIONERS: dict[str, ConditionerRow] = {
         ConditionerRow("coupling_context", lambda d, p: Coupling(d, p, hidden=16, context=2), 2),
         ConditionerRow("conv_channels", lambda d, p: ConvCoupling((d, 1, 1), p, hidden=8, dropout=0.2)),
         ConditionerRow("conv_checkerboard", lambda d, p: ConvCoupling(image_of(d), p, mask="checkerboard", hidden=8)),
+        ConditionerRow("conv_fixed", lambda d, p: ConvCoupling((d, 1, 1), p, hidden=8, free=False)),
         ConditionerRow(
             "conv_spatial",
             lambda d, p: ConvCoupling((d, 1, 1), p, hidden=8, context=2, spatial=True, residual=False),
