@@ -1,25 +1,25 @@
 """The file around a payload: what it is, which model reads it, and sums that tell damage from truth.
 
-    magic (8)  version (2)  length of header (4)  length of payload (8)  header (JSON)  payload  SHA-256 of it all (32)
+    magic (8)  version (2)  kind (1)  sides (1)  number (8)  levels (4)  batch (4)  length of payload (8)
+    model (16)  data (16)  shape (4 a side)  payload  check sum (16)
 
-Numbers are unsigned, the lowest byte first.
+Numbers are unsigned, the lowest byte first. It is small because a file may hold a single image of a few dozen bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import struct
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rosenblatt.core.errors import DataError
 
 MAGIC = b"\x89RSB\r\n\x1a\n"  # as that of PNG: a transfer as text changes it
-VERSION = 1
-FIXED = struct.Struct("<8sHIQ")
-SUM = 32  # bytes
-DIGITS = 32  # hexadecimal, 128 bits: a header should not weigh more than a small set of images
-LONGEST_HEADER = 1 << 16
+VERSION = 2
+FIXED = struct.Struct("<8sHBBQIIQ16s16s")
+SUM = 16  # bytes of a SHA-256 that are kept, of the file, the model and the data: 128 bits
+KINDS = ("images", "rows")
+MOST_SIDES = 3
 
 
 class Header(NamedTuple):
@@ -28,7 +28,7 @@ class Header(NamedTuple):
     kind: "images" (uint8) or "rows" (int64).
     number: how many; shape: of one.
     levels: of the numbers; batch: rows that were computed together.
-    model: `fingerprint` of the model; data: SHA-256 of the decoded numbers; of both the first `DIGITS` digits.
+    model: `fingerprint` of the model; data: SHA-256 of the decoded numbers; of both the first `SUM` bytes.
     """
 
     kind: str
@@ -36,15 +36,16 @@ class Header(NamedTuple):
     shape: list[int]
     levels: int
     batch: int
-    model: str
-    data: str
+    model: bytes
+    data: bytes
 
 
 def pack(header: Header, payload: bytes) -> bytes:
     """The whole file."""
-    text = json.dumps(header._asdict(), separators=(",", ":")).encode()
-    body = FIXED.pack(MAGIC, VERSION, len(text), len(payload)) + text + payload
-    return body + hashlib.sha256(body).digest()
+    kind, number, shape, levels, batch, model, data = header
+    fixed = FIXED.pack(MAGIC, VERSION, KINDS.index(kind), len(shape), number, levels, batch, len(payload), model, data)
+    body = fixed + struct.pack(f"<{len(shape)}I", *shape) + payload
+    return body + _sum(body)
 
 
 def unpack(data: bytes) -> tuple[Header, bytes]:
@@ -53,28 +54,23 @@ def unpack(data: bytes) -> tuple[Header, bytes]:
         cut = MAGIC.startswith(data[: len(MAGIC)])
         what = f"it is cut after {len(data)} bytes" if cut else "it does not begin as one; bring one made by compress"
         raise DataError(f"data: this is no compressed file of this library: {what}.")
-    _, version, header_size, payload_size = FIXED.unpack_from(data)
+    _, version, kind, sides, number, levels, batch, payload_size, model, digest = FIXED.unpack_from(data)
     if version != VERSION:
         raise DataError(
             f"data: the file has format {version}, this version of the library reads format {VERSION}; use the version "
             "that wrote it."
         )
-    size = FIXED.size + header_size + payload_size + SUM
-    if len(data) < size and header_size <= LONGEST_HEADER:
+    start = FIXED.size + 4 * sides
+    size = start + payload_size + SUM
+    if len(data) < size and sides <= MOST_SIDES:
         raise DataError(f"data: the file is cut, {len(data)} of {size} bytes are there; bring a whole copy.")
-    if len(data) != size or hashlib.sha256(data[:-SUM]).digest() != data[-SUM:]:
+    if len(data) != size or _sum(data[:-SUM]) != data[-SUM:]:
         raise DataError("data: the file is damaged, its check sum does not fit; bring a sound copy.")
-    start = FIXED.size + header_size
-    return _read_header(data[FIXED.size : start]), data[start:-SUM]
-
-
-def _read_header(text: bytes) -> Header:
-    try:
-        found: dict[str, Any] = json.loads(text)
-        header = Header(**found)
-    except (ValueError, TypeError, RecursionError):
-        raise DataError("data: the file's header cannot be read; it was not made by this library.") from None
-    whole = (header.number, header.levels, header.batch, *header.shape) if isinstance(header.shape, list) else (None,)
-    if not all(type(number) is int and number >= 0 for number in whole) or header.kind not in ("images", "rows"):
+    if kind >= len(KINDS) or sides > MOST_SIDES:
         raise DataError("data: the file's header makes no sense; it was not made by this library.")
-    return header
+    shape = list(struct.unpack_from(f"<{sides}I", data, FIXED.size))
+    return Header(KINDS[kind], number, shape, levels, batch, model, digest), data[start:-SUM]
+
+
+def _sum(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()[:SUM]
