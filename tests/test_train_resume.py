@@ -27,14 +27,16 @@ class Crash(Exception):
 class At(NLL):
     """Runs the ordinary objective and does something at one training call; draws from the generator too."""
 
-    def __init__(self, call=None, action=None):
-        self.call, self.action, self.count = call, action, 0
+    def __init__(self, call=None, action=None, jitter=True):
+        self.call, self.action, self.count, self.jitter = call, action, 0, jitter
 
     def __call__(self, model, batch, generator):
         if model.training:
             self.count += 1
             if self.count == self.call:
                 self.action()
+        if not self.jitter:
+            return super().__call__(model, batch, generator)
         jitter = torch.rand(len(batch.x), generator=generator)
         return super().__call__(model, batch, generator) * (1 + 0.1 * jitter)
 

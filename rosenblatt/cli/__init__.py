@@ -68,6 +68,8 @@ def _dispatch(words: list[str]) -> int:
         raise OptionError(
             f"there is no command '{words[0]}'; the commands are {', '.join(COMMANDS)}, see rosenblatt --help."
         )
+    if words[0] != "fit" and int(os.environ.get("WORLD_SIZE", "1")) > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
+        raise OptionError(f"torchrun: starts several processes, '{words[0]}' is made for one; start it by itself.")
     command: int = import_module(COMMANDS[words[0]][0]).run(words[0], words[1:])
     return command
 

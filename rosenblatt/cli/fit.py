@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +25,7 @@ from rosenblatt.data import Table
 from rosenblatt.objectives import measure_of
 from rosenblatt.preparation import hold_out
 from rosenblatt.summary import Summary, compare, forget_run, new_run
-from rosenblatt.train import FitConfig, Fitter, RunFolder
+from rosenblatt.train import FitConfig, Fitter, Processes, RunFolder, joined
 
 PROG = "rosenblatt fit"
 SECONDS_BETWEEN_LINES = 10.0
@@ -46,7 +47,7 @@ class FitOptions(RowsOptions):
     no samples are drawn. With `--model nits_conv` or `pixelcnn_mol` TABLE is a folder, file or array of images
     (FILE.npz:NAME for one array of several; the bundled digits by default), the result is in bits per dimension, and
     `--option` also takes levels, image (shape) and flip. `--config FILE` takes the same options from TOML; flags
-    override it.
+    override it. `torchrun --nproc-per-node N -m rosenblatt fit ...` trains on N GPUs or processors.
     """
 
     out: Annotated[Path | None, arg(metavar="RUN")] = None
@@ -78,8 +79,12 @@ class FitOptions(RowsOptions):
 
 
 def run(_command: str, words: Sequence[str]) -> int:
-    """Run the command."""
-    options = read_options(words)
+    """Run the command, alone or as one of the processes that torchrun started, of which the first one speaks."""
+    with joined() as processes, nullcontext() if processes.first else _silent():
+        return _fit(read_options(words), processes)
+
+
+def _fit(options: FitOptions, processes: Processes) -> int:
     if options.print_config:
         print(to_toml(to_mapping(dataclasses.replace(options, print_config=False, config=None))), end="")
         return 0
@@ -91,11 +96,18 @@ def run(_command: str, words: Sequence[str]) -> int:
     if options.model in IMAGE_MODELS:
         from rosenblatt.cli.fit_images import fit_images
 
-        return fit_images(options, folder)
+        return fit_images(options, folder, processes)
     if options.target is not None:
+        if processes.count > 1:
+            raise OptionError(f"--target: is fitted in one process, {processes.count} came; start it without torchrun.")
         from rosenblatt.cli.fit_given import fit_given
 
         return fit_given(options, folder)
+    _refuse_options_of_targets(options)
+    return _fit_table(options, folder, processes)
+
+
+def _refuse_options_of_targets(options: FitOptions) -> None:
     if options.missing != "error":
         raise OptionError(
             "--missing: is for columns that targets are given; add --target, or drop rows without values."
@@ -105,6 +117,9 @@ def run(_command: str, words: Sequence[str]) -> int:
             raise OptionError(
                 f"--{name.replace('_', '-')}: is for densities of targets; add --target, or leave it out."
             )
+
+
+def _fit_table(options: FitOptions, folder: Path, processes: Processes) -> int:
     started = time.monotonic()
     rows = prepare(options, options.fit.seed)
     train, validation = _hold_out(options, rows)
@@ -112,8 +127,8 @@ def run(_command: str, words: Sequence[str]) -> int:
     model_options = pairs(options.model_options, "option")
     flow = assemble(options.model, rows.fit, options=model_options, supports=rows.supports, seed=options.fit.seed)
     print(f"model: {options.model}, {count_parameters(flow):,} weights, {_shown(model_options)}", flush=True)
-    runtime = TableRuntime(options.fit.device, amp=options.fit.amp)
-    store = _open_run(options, rows, flow, folder)
+    runtime = TableRuntime(options.fit.device, amp=options.fit.amp, processes=processes)
+    store = _open_run(options, rows, flow, folder) if processes.first else None
     with no_empty_run(store):
         report = Fitter(options.fit, runtime=runtime, loggers=[Lines(measure_of(flow))]).fit(
             flow, train, validation=validation, run=store, resume=options.resume is not None
@@ -122,6 +137,8 @@ def run(_command: str, words: Sequence[str]) -> int:
         again = shlex.join(["rosenblatt", "fit", "--resume", str(folder)])
         print(f"rosenblatt: stopped at step {report.steps} and saved; go on with: {again}", file=sys.stderr)
         return 128 + report.signal
+    if store is None:
+        return 0
     flow.cpu().double()
     summary = Summary(
         report,
@@ -256,13 +273,21 @@ class Lines:
 
 
 @contextmanager
-def no_empty_run(store: RunFolder) -> Iterator[None]:
+def no_empty_run(store: RunFolder | None) -> Iterator[None]:
     """Leave no run folder behind that failed before its first checkpoint."""
     try:
         yield
     except BaseException:
-        forget_run(store)
+        if store is not None:
+            forget_run(store)
         raise
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Print nothing; an error on the way out is still said."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
 
 
 def _announce_rows(rows: Rows) -> None:

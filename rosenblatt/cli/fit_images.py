@@ -22,7 +22,7 @@ from rosenblatt.image_runs import config_of_images, image_model
 from rosenblatt.layers.discretised import Discretised
 from rosenblatt.preparation import TEST_SPLIT
 from rosenblatt.summary import REPORT, Summary, new_run, write_summary
-from rosenblatt.train import Fitter, RunFolder
+from rosenblatt.train import Fitter, LocalRuntime, Processes, RunFolder
 from rosenblatt.train.runtime import seeded_generator
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ BUNDLED_SOURCE = "bundled digits"
 USED = ("table", "test", "test_fraction")  # options of rows that images have too
 
 
-def fit_images(options: FitOptions, folder: Path) -> int:
+def fit_images(options: FitOptions, folder: Path, processes: Processes) -> int:
     """Run the command; returns its exit code."""
     started = time.monotonic()
     _refuse_options_of_tables(options)
@@ -48,20 +48,23 @@ def fit_images(options: FitOptions, folder: Path) -> int:
     print(f"images: {source}, {len(fit):,} of {' x '.join(map(str, fit.shape))}, {fit.levels} levels{held}", flush=True)
     model = image_model(options.model, fit, options=chosen, seed=options.fit.seed)
     print(f"model: {options.model}, {count_parameters(model):,} weights", flush=True)
-    store = _open_run(options, folder, images, chosen, shape)
+    runtime = LocalRuntime(options.fit.device, amp=options.fit.amp, processes=processes)
+    store = _open_run(options, folder, images, chosen, shape) if processes.first else None
     from rosenblatt.cli.fit import Lines, no_empty_run
 
     with no_empty_run(store):
-        report = Fitter(options.fit, loggers=[Lines("nats")]).fit(
+        report = Fitter(options.fit, runtime=runtime, loggers=[Lines("nats")]).fit(
             model, fit, run=store, resume=options.resume is not None
         )
     if report.signal is not None:
         again = shlex.join(["rosenblatt", "fit", "--resume", str(folder)])
         print(f"rosenblatt: stopped at step {report.steps} and saved; go on with: {again}", file=sys.stderr)
         return 128 + report.signal
+    if store is None:
+        return 0
     model.cpu()
     print(f"fitted: stopped by {report.stopped} after {report.steps:,} steps in {report.seconds:.0f} s")
-    bits = None if test is None else bits_per_dim(model, test.rows().x)
+    bits = None if test is None else bits_per_dim(model, test.rows().x.to(getattr(torch, options.fit.dtype)))
     if bits is not None:
         print(f"held-out images: {bits}", flush=True)
     written = [REPORT]

@@ -32,3 +32,7 @@ class CheckpointError(RosenblattError):
 
 class FitDiverged(RosenblattError, ArithmeticError):
     """Training left the finite numbers and could not be brought back."""
+
+
+class ProcessLost(RosenblattError, RuntimeError):
+    """Another process of a fit on several failed or did not answer in time."""

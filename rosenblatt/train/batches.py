@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -10,9 +11,28 @@ from torch import Tensor
 from rosenblatt.core.types import Batch
 
 
+class Dataset(Protocol):
+    """Rows to learn from; a pass holds ceil(len / size) batches."""
+
+    def __len__(self) -> int:
+        """Count the rows."""
+
+    def split(self, fractions: Sequence[float], generator: torch.Generator) -> tuple[Dataset, ...]:
+        """Cut the rows at random into disjoint parts; `fractions` add up to one."""
+
+    def batches(self, size: int, generator: torch.Generator, start: int = 0) -> Iterator[Batch]:
+        """Iterate one shuffled pass fixed by the generator's state, without its first `start` batches."""
+
+    def ordered_batches(self, size: int) -> Iterator[Batch]:
+        """Iterate one pass in a fixed order."""
+
+    def rows(self, limit: int | None = None) -> Batch:
+        """Return all rows, or a fixed choice of `limit` of them."""
+
+
 def slices(batch: Batch, rows: int) -> Iterator[Batch]:
-    """Cut a batch into parts of `rows` rows, the last one perhaps shorter."""
-    if len(batch.x) <= rows:
+    """Cut a batch into parts of `rows` rows, the last one perhaps shorter; none of a batch without rows."""
+    if 0 < len(batch.x) <= rows:
         yield batch
         return
     for first in range(0, len(batch.x), rows):

@@ -11,11 +11,12 @@ from typing import Any, Literal
 from rosenblatt.core.density import Density, Objective
 from rosenblatt.core.errors import DataError, OptionError
 from rosenblatt.objectives.likelihood import NLL
+from rosenblatt.train.batches import Dataset
 from rosenblatt.train.checkpoint import RunFolder
 from rosenblatt.train.config import FitConfig
 from rosenblatt.train.loggers import Logger, ProgressBar, on_terminal
-from rosenblatt.train.runtime import Interrupt, LocalRuntime, Runtime, isolated, seeded_generator
-from rosenblatt.train.session import SPLIT, Dataset, Session
+from rosenblatt.train.runtime import Interrupt, LocalRuntime, Runtime, isolated, mixed, seeded_generator
+from rosenblatt.train.session import PROCESS, SPLIT, Session
 
 __all__ = ["Dataset", "FitReport", "Fitter"]
 
@@ -95,19 +96,27 @@ class Fitter:
         The loss is `objective`, else the one the model names (`Density.objective`), else minus the log-likelihood.
         Without `validation` a part of `data` is held out. With `run`, checkpoints and metrics go there, and
         `resume` goes on from the latest one, bit for bit (from the start if there is none yet). SIGINT and
-        SIGTERM finish the step, save and return. Raises `FitDiverged` when roll backs do not help,
+        SIGTERM finish the step, save and return. In several processes (`joined`) all call this alike; of the folder
+        and the loggers those of the first count. Raises `FitDiverged` when roll backs do not help,
         `CheckpointError` when the run folder cannot be used, `OptionError` or `DataError` for the rest.
         """
         config = self.config
+        runtime = self.runtime or LocalRuntime(config.device, amp=config.amp)
+        if not runtime.processes.first:
+            run, resume = None, False
         if resume and run is None:
             raise OptionError("resume: needs the run folder to go on from; pass run=RunFolder.open(path).")
         if run is not None and run.steps() and not resume:
             raise OptionError(f"run: {run.path} holds checkpoints already; pass resume=True or make a new folder.")
-        runtime = self.runtime or LocalRuntime(config.device, amp=config.amp)
+        processes = runtime.processes
         with (
-            isolated(runtime.device, config.seed, config.threads),
+            isolated(
+                runtime.device,
+                config.seed if processes.first else mixed(config.seed, PROCESS, processes.rank),
+                config.threads,
+            ),
             nullcontext() if run is None else run.writing(),
-            Interrupt() as interrupt,
+            Interrupt(several=processes.count > 1) as interrupt,
         ):
             session = Session(
                 config,
@@ -118,12 +127,8 @@ class Fitter:
                 run=run,
                 loggers=self.loggers,
             )
-            resumed_from = None
             try:
-                if run is not None and run.steps():
-                    resumed_from = session.resume(run)
-                else:
-                    session.begin()
+                resumed_from = session.start()
                 stopped = self._closed_form(session) if session.closed_form else self._loop(session, interrupt)
             finally:
                 session.finish()
@@ -132,12 +137,14 @@ class Fitter:
     def _loop(self, session: Session, interrupt: Interrupt) -> str:
         progress = session.state.progress
         shown = on_terminal() if self.progress == "auto" else self.progress
-        session.bar = ProgressBar(session.total, progress.step, session.measure) if shown else None
+        session.bar = (
+            ProgressBar(session.total, progress.step, session.measure) if shown and session.processes.first else None
+        )
         validated = progress.history[-1]["step"] if progress.history else None
         saved = progress.step
         session.model.train()
         try:
-            stopped = session.stopped()
+            stopped = session.stopped(interrupt)
             while stopped is None:
                 for batch in session.epoch():
                     session.step(batch)
@@ -147,7 +154,7 @@ class Fitter:
                     if best or progress.step % session.checkpoint_every == 0:
                         session.checkpoint(best=best)
                         saved = progress.step
-                    stopped = session.stopped() or ("interrupted" if interrupt.signal is not None else None)
+                    stopped = session.stopped(interrupt)
                     if stopped is not None:
                         break
             best = False

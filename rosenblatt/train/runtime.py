@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from rosenblatt.core.errors import OptionError
 from rosenblatt.core.types import Batch
+from rosenblatt.train.processes import Processes
 
 
 class Runtime(Protocol):
     """What the fitter asks of the machine."""
 
     device: torch.device
+    processes: Processes
 
     def place(self, model: nn.Module, dtype: torch.dtype) -> None:
         """Move `model` to the device and dtype, in place."""
@@ -36,11 +38,11 @@ class Runtime(Protocol):
 
 
 class LocalRuntime:
-    """One process on one device; raises `OptionError` when the device is not there."""
+    """One device, alone or as one of several `processes`; raises `OptionError` when the device is not there."""
 
-    def __init__(self, device: str = "auto", *, amp: bool = False) -> None:
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+    def __init__(self, device: str = "auto", *, amp: bool = False, processes: Processes | None = None) -> None:
+        self.processes = Processes() if processes is None else processes
+        device = self.processes.device(device)
         try:
             self.device = torch.device(device)
             torch.empty(0, device=self.device)
@@ -77,8 +79,13 @@ def _has_bfloat16_units(device: torch.device) -> bool:
 def seeded_generator(*words: int, device: torch.device | str = "cpu") -> torch.Generator:
     """Make a generator whose stream depends on all `words`, so that (seed, epoch) pairs never share one."""
     generator = torch.Generator(device=device)
-    generator.manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]))
+    generator.manual_seed(mixed(*words))
     return generator
+
+
+def mixed(*words: int) -> int:
+    """A seed that depends on all `words`."""
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
 
 
 @contextmanager
@@ -102,10 +109,14 @@ def isolated(device: torch.device, seed: int, threads: int | None) -> Iterator[N
 
 
 class Interrupt:
-    """Notes SIGINT or SIGTERM so that the step under way can finish; a second one acts as usual."""
+    """Notes SIGINT or SIGTERM so that the step under way can finish; a second one acts as usual.
 
-    def __init__(self) -> None:
+    Except among `several` processes: their launcher repeats the signal, and ends those that go on for too long.
+    """
+
+    def __init__(self, *, several: bool = False) -> None:
         self.signal: int | None = None
+        self._several = several
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
@@ -121,7 +132,8 @@ class Interrupt:
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         self.signal = number
-        self._restore()
+        if not self._several:
+            self._restore()
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,38 +17,20 @@ from rosenblatt.core.types import Batch
 from rosenblatt.data.images import Images
 from rosenblatt.data.table import Table
 from rosenblatt.objectives.likelihood import measure_of
-from rosenblatt.train.batches import pinned, poisoned, slices, sound_rows, weighted_mean
+from rosenblatt.train.agreement import check_alike, check_same_run
+from rosenblatt.train.batches import Dataset, pinned, poisoned, slices, sound_rows, weighted_mean
 from rosenblatt.train.checkpoint import RunFolder
-from rosenblatt.train.config import RESUMABLE, FitConfig
+from rosenblatt.train.config import FitConfig
 from rosenblatt.train.guard import ROLL_BACKS, Guard, Verdict
 from rosenblatt.train.loggers import Logger, ProgressBar
-from rosenblatt.train.runtime import Runtime, seeded_generator
-from rosenblatt.train.state import Progress, TrainState, random_streams, set_random_streams
+from rosenblatt.train.runtime import Interrupt, Runtime, seeded_generator
+from rosenblatt.train.state import Progress, Standing, TrainState, random_streams, set_random_streams
 
 INITIAL_ROWS = 100_000  # rows that data-dependent starting values are taken from
 VALIDATION_ROWS = 4096  # rows per batch at validation, or `batch_size` where that is more
 EVENTS_KEPT = 100
 # Streams that are never shared: the epochs of the shuffle use (seed, 0, epoch).
-SHUFFLE, SPLIT, OBJECTIVE, VALIDATION = range(4)
-
-
-class Dataset(Protocol):
-    """Rows to learn from; a pass holds ceil(len / size) batches."""
-
-    def __len__(self) -> int:
-        """Count the rows."""
-
-    def split(self, fractions: Sequence[float], generator: torch.Generator) -> tuple[Dataset, ...]:
-        """Cut the rows at random into disjoint parts; `fractions` add up to one."""
-
-    def batches(self, size: int, generator: torch.Generator, start: int = 0) -> Iterator[Batch]:
-        """Iterate one shuffled pass fixed by the generator's state, without its first `start` batches."""
-
-    def ordered_batches(self, size: int) -> Iterator[Batch]:
-        """Iterate one pass in a fixed order."""
-
-    def rows(self, limit: int | None = None) -> Batch:
-        """Return all rows, or a fixed choice of `limit` of them."""
+SHUFFLE, SPLIT, OBJECTIVE, VALIDATION, PROCESS = range(5)
 
 
 class Session:
@@ -65,22 +47,24 @@ class Session:
         run: RunFolder | None,
         loggers: Sequence[Logger],
     ) -> None:
-        self.config, self.runtime, self.run = config, runtime, run
+        self.config, self.runtime, self.processes = config, runtime, runtime.processes
+        self.run = run if self.processes.first else None
         self.model, self.objective = model, objective
         self.measure = measure_of(model, objective)
         self.train, self.validation = (_near(rows, runtime.device) for rows in data)
-        self.loggers = list(loggers)
+        self.loggers = list(loggers) if self.processes.first else []
         self.dtype: torch.dtype = getattr(torch, config.dtype)
         runtime.place(model, self.dtype)
         self.closed_form = model.closed_form or not any(p.requires_grad for p in model.parameters())
         # Compiled for one number of rows: every other one would be compiled anew.
         self.compiled: Any = torch.compile(model, dynamic=False) if config.compile and not self.closed_form else None
+        self.part_rows = -(-config.batch_size // (config.accumulate * self.processes.count))
         self.steps_per_epoch = -(-len(self.train) // config.batch_size)
         total = config.epochs * self.steps_per_epoch
         self.total = total if config.max_steps is None else min(total, config.max_steps)
         self.validate_every = config.validate_every or self.steps_per_epoch
         self.checkpoint_every = config.checkpoint_every or self.validate_every
-        self.generator = seeded_generator(config.seed, OBJECTIVE, device=runtime.device)
+        self.generator = self._own_generator(OBJECTIVE)
         self.poisoned_rows, total_weight = 0, 0.0
         for batch in map(self._on_device, self.train.ordered_batches(INITIAL_ROWS)):
             self.poisoned_rows += poisoned(batch)
@@ -96,8 +80,25 @@ class Session:
             batch = pinned(batch)
         return self.runtime.to(batch, self.dtype)
 
-    def begin(self) -> None:
-        """Start from the data: initial values, optimiser, average, first snapshot."""
+    def start(self) -> int | None:
+        """Begin, or go on with the run, bit for bit and in every process alike; returns the step gone on from."""
+        if self.processes.count > 1:
+            check_alike(self.processes, self.config, self.model, self.train, self.validation)
+        if self.processes.first:
+            standing = self._begun() if self.run is None or not self.run.steps() else self._stored(self.run)
+        if self.processes.count > 1:
+            standing = Standing.decode(self.processes.of_first(standing.encode() if self.processes.first else b""))
+        self.state.restore(*standing.snapshot)
+        self.snapshot = self.state.snapshot()
+        self.state.restore(*standing.now)
+        self.state.progress, self.state.guard, self.best_weights = standing.progress, standing.guard, standing.best
+        set_random_streams(standing.streams, self.runtime.device, self.generator, self.processes.rank)
+        if standing.resumed_from is None and not self.closed_form:
+            self.save(best=False)
+        return standing.resumed_from
+
+    def _begun(self) -> Standing:
+        """Start from the data: initial values, optimiser, average."""
         rows = self.train.rows(None if self.closed_form else INITIAL_ROWS)
         batch = sound_rows(self._on_device(rows))
         if len(batch.x) == 0:
@@ -105,37 +106,39 @@ class Session:
         with torch.no_grad():
             self.model.initialise(batch.x, batch.context, batch.weight)
         self.state = self._fresh_state()
-        self.snapshot = self.state.snapshot()
-        if not self.closed_form:
-            self.save(best=False)
+        now = self.state.snapshot()
+        return Standing(now, now, None, {}, self.state.guard, self.state.progress, None)
 
-    def resume(self, run: RunFolder) -> int:
-        """Go on from the run's latest checkpoint, bit for bit; returns its step."""
+    def _stored(self, run: RunFolder) -> Standing:
+        """Where the run's latest checkpoint stands."""
         checkpoint = run.load("latest")
         if not checkpoint.train:
             raise CheckpointError(f"{run.path}: a saved model without training state; resume the run it came from.")
         if not self.closed_form and "optimizer.mean" not in checkpoint.train:
             raise CheckpointError(f"{run.path}: began with an earlier version of the library; start a new run.")
-        self._check_same_run(checkpoint.state)
+        check_same_run(self.config, len(self.train), checkpoint.state)
         run.rewind(checkpoint.step)
-        progress = Progress(**checkpoint.state["progress"])
+        self.state.progress = progress = Progress(**checkpoint.state["progress"])
         try:
             older = run.load(progress.snapshot_step)
         except CheckpointError:
             older = checkpoint
-        self.state.restore(older.model, older.train, older.state["ema_updates"])
-        self.snapshot = self.state.snapshot()
-        self.state.restore(checkpoint.model, checkpoint.train, checkpoint.state["ema_updates"])
-        self.state.progress = progress
-        self.state.guard = Guard.from_dict(checkpoint.state["guard"])
+        best = None
         if progress.best_step is not None:
             try:
-                self.best_weights = run.load(progress.best_step).model
+                best = run.load(progress.best_step).model
             except CheckpointError:
                 progress.best_step = progress.best_validation = None
                 self._note("resume", "the best checkpoint is gone; the next validation counts as the best")
-        set_random_streams(checkpoint.train, self.runtime.device, self.generator)
-        return checkpoint.step
+        return Standing(
+            now=(checkpoint.model, checkpoint.train, checkpoint.state["ema_updates"]),
+            snapshot=(older.model, older.train, older.state["ema_updates"]),
+            best=best,
+            streams={name: state for name, state in checkpoint.train.items() if name.startswith("rng.")},
+            guard=Guard.from_dict(checkpoint.state["guard"]),
+            progress=progress,
+            resumed_from=checkpoint.step,
+        )
 
     def epoch(self) -> Iterator[Batch]:
         """Iterate what is left of the present pass over the training rows."""
@@ -153,13 +156,12 @@ class Session:
         """Take one optimiser step, unless the guard says otherwise."""
         progress, optimizer = self.state.progress, self.state.optimizer
         assert optimizer is not None
-        batch = self._on_device(batch)
         rate = self._learning_rate(progress.step)
-        loss = self._backward(batch)
-        gradient = optimizer.weights.gradient()
-        norm = torch.linalg.vector_norm(gradient)
+        loss = self._backward(self._on_device(self.processes.share(batch)), len(batch.x))
+        gradient = self.processes.add_up(optimizer.weights.gradient())
+        norm = torch.linalg.vector_norm(gradient) * self.processes.first  # one opinion: devices may round differently
         # The only wait for the device in a step: both numbers at once.
-        loss_value, norm_value = torch.stack((loss, norm.to(loss.dtype))).tolist()
+        loss_value, norm_value = self.processes.add_up(torch.stack((loss, norm.to(loss.dtype)))).tolist()
         verdict = self.state.guard.judge(loss_value, norm_value)
         if verdict is Verdict.GOOD:
             clip = self.config.clip_norm
@@ -171,26 +173,26 @@ class Session:
             progress.loss_sum += loss_value
             progress.loss_count += 1
         else:
-            self._answer(verdict, loss_value, norm_value, poisoned(batch))
+            self._answer(verdict, loss_value, norm_value, poisoned(self._on_device(batch)))
         progress.step += 1
         if self.bar is not None:
             self.bar.advance(progress.step, len(batch.x), loss_value, rate)
 
-    def _backward(self, batch: Batch) -> Tensor:
-        """Gather the gradient of the mean loss of a batch, slice by slice, and return that loss."""
-        losses_of_parts = []
-        for part in slices(batch, self.config.batch_size // self.config.accumulate):
+    def _backward(self, batch: Batch, rows: int) -> Tensor:
+        """Gather, slice by slice, the gradient of what `batch` adds to the mean loss of `rows`, and return that."""
+        losses_of_parts = [torch.zeros((), dtype=self.dtype, device=self.runtime.device)] if len(batch.x) == 0 else []
+        for part in slices(batch, self.part_rows):
             with self.runtime.autocast():
                 losses = self._losses(part)
             loss = weighted_mean(losses.to(self.dtype), part.weight, self.mean_weight)
-            if len(part.x) < len(batch.x):
-                loss = loss * (len(part.x) / len(batch.x))
+            if len(part.x) < rows:
+                loss = loss * (len(part.x) / rows)
             self.runtime.backward(loss)
             losses_of_parts.append(loss.detach())
         return losses_of_parts[0] if len(losses_of_parts) == 1 else torch.stack(losses_of_parts).sum()
 
     def _losses(self, part: Batch) -> Tensor:
-        if self.compiled is None or len(part.x) != self.config.batch_size // self.config.accumulate:
+        if self.compiled is None or len(part.x) != self.part_rows:
             return self.objective(self.model, part, self.generator)
         try:
             return self.objective(self.compiled, part, self.generator)
@@ -244,7 +246,8 @@ class Session:
         self.save(best=best)
 
     def save(self, *, best: bool) -> None:
-        """Write a checkpoint into the run folder, if there is one."""
+        """Write a checkpoint into the run folder, if there is one: the first process, with what all must add."""
+        streams = random_streams(self.runtime.device, self.generator, self.processes)
         if self.run is None:
             return
         state = {
@@ -255,7 +258,6 @@ class Session:
             "ema_updates": self.state.ema_updates,
             "measure": self.measure,
         }
-        streams = random_streams(self.runtime.device, self.generator)
         self.run.save(
             self.state.progress.step,
             self.state.weights(),
@@ -266,16 +268,17 @@ class Session:
             keep=[self.state.progress.snapshot_step],  # a resumed run must be able to roll back to it
         )
 
-    def stopped(self) -> str | None:
-        """Say why training is over, or None."""
+    def stopped(self, interrupt: Interrupt) -> str | None:
+        """Say why training is over, or None: the same in every process."""
         progress, config = self.state.progress, self.config
         if config.patience is not None and progress.waits >= config.patience:
             return "patience"
         if progress.step >= self.total:
             return "steps" if progress.step == config.max_steps else "epochs"
-        if config.time_limit is not None and self.seconds() >= config.time_limit:
-            return "time"
-        return None
+        over = config.time_limit is not None and self.seconds() >= config.time_limit
+        late, signal = self.processes.largest([over, interrupt.signal or 0])
+        interrupt.signal = int(signal) or None
+        return "time" if late else "interrupted" if signal else None
 
     def seconds(self) -> float:
         """Seconds of training so far, over all resumes."""
@@ -319,28 +322,38 @@ class Session:
         with torch.no_grad(), self.runtime.autocast():
             self.model.refresh(self._sound_batches(self.train))
 
-    def _sound_batches(self, data: Dataset) -> Iterator[Batch]:
+    def _sound_batches(self, data: Dataset, *, shared: bool = False) -> Iterator[Batch]:
         for rows in data.ordered_batches(max(self.config.batch_size, VALIDATION_ROWS)):
-            yield sound_rows(self._on_device(rows))
+            batch = sound_rows(self._on_device(self.processes.share(rows) if shared else rows))
+            if len(batch.x):
+                yield batch
 
     def _validation_score(self, data: Dataset) -> float:
-        generator = seeded_generator(self.config.seed, VALIDATION, device=self.runtime.device)
-        total = torch.zeros((), dtype=torch.float64, device=self.runtime.device)
-        mass = total.clone()
-        for batch in self._sound_batches(data):
+        """Minus the mean loss; every process scores its share of the rows, and all get the same number."""
+        generator = self._own_generator(VALIDATION)
+        sums = torch.zeros(3, dtype=torch.float64, device=self.runtime.device)  # of scores, weights and failures
+        for batch in self._sound_batches(data, shared=True):
             try:
                 with self.runtime.autocast():
                     losses = self.objective(self.model, batch, generator).double()
             except InverseError as error:
                 # The weights make no density that can be vouched for. Training may lead out of it, as it led in.
                 self._note("validation", str(error))
-                return -math.inf
+                sums[2] = 1
+                break
             weight = torch.ones_like(losses) if batch.weight is None else batch.weight.double()
-            total -= (weight * torch.where(weight > 0, losses, 0.0)).sum()
-            mass += weight.sum()
+            sums[0] -= (weight * torch.where(weight > 0, losses, 0.0)).sum()
+            sums[1] += weight.sum()
+        total, mass, failed = self.processes.add_up(sums).tolist()
+        if failed:
+            return -math.inf
         if mass == 0:
             raise DataError("validation: no finite row with a weight above 0 came; check the table and its split.")
-        return (total / mass).item()
+        return float(total / mass)
+
+    def _own_generator(self, stream: int) -> torch.Generator:
+        own = () if self.processes.first else (self.processes.rank,)
+        return seeded_generator(self.config.seed, stream, *own, device=self.runtime.device)
 
     def _answer(self, verdict: Verdict, loss: float, norm: float, poisoned: int) -> None:
         what = "loss" if not math.isfinite(loss) else "gradient" if not math.isfinite(norm) else ""
@@ -366,20 +379,6 @@ class Session:
         events = self.state.progress.events
         if len(events) < EVENTS_KEPT:
             events.append({"step": self.state.progress.step, "kind": kind, "reason": reason, **details})
-
-    def _check_same_run(self, state: dict[str, Any]) -> None:
-        before, now = state["fit"], self.config.to_dict()
-        for name in now.keys() - RESUMABLE:
-            if before.get(name) != now[name]:
-                raise OptionError(
-                    f"{name}: {now[name]!r} came, the run to resume was started with {before.get(name)!r}; "
-                    "keep that value or start a new run."
-                )
-        if state["rows"] != len(self.train):
-            raise DataError(
-                f"data: {len(self.train)} training rows came, the run to resume had {state['rows']}; "
-                "bring the same rows or start a new run."
-            )
 
 
 def _near(data: Dataset | None, device: torch.device) -> Any:

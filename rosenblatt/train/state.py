@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rosenblatt.core.density import Density
+from rosenblatt.train import storage
 from rosenblatt.train.ema import EMA
 from rosenblatt.train.guard import Guard
+from rosenblatt.train.processes import Processes
 from rosenblatt.train.weights import AdamW, FlatWeights
+
+Stored = tuple[dict[str, Tensor], dict[str, Tensor], int]  # weights for use, what the next step needs, averaged steps
 
 
 @dataclass
@@ -89,7 +94,7 @@ class TrainState:
         """How many steps the average holds."""
         return 0 if self.ema is None else self.ema.updates
 
-    def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
+    def snapshot(self) -> Stored:
         """Copy all that `restore` takes."""
         return self.weights(), self.working(), self.ema_updates
 
@@ -113,19 +118,81 @@ def _of(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def random_streams(device: torch.device, generator: torch.Generator) -> dict[str, Tensor]:
-    """Copy the state of the global streams and of the objective's own."""
+@dataclass
+class Standing:
+    """Where a run stands, for processes that take it up from one another as bytes."""
+
+    now: Stored
+    snapshot: Stored
+    best: dict[str, Tensor] | None
+    streams: dict[str, Tensor]
+    guard: Guard
+    progress: Progress
+    resumed_from: int | None
+
+    def encode(self) -> bytes:
+        """Encode as JSON and safetensors."""
+        tensors = {f"streams.{name}": tensor for name, tensor in self.streams.items()}
+        for place, (weights, working, _) in (("now", self.now), ("snapshot", self.snapshot)):
+            tensors |= {f"{place}.use.{name}": tensor for name, tensor in weights.items()}
+            tensors |= {f"{place}.work.{name}": tensor for name, tensor in working.items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in (self.best or {}).items()}
+        plain = {
+            "averaged": [self.now[2], self.snapshot[2]],
+            "guard": self.guard.to_dict(),
+            "progress": self.progress.to_dict(),
+            "resumed_from": self.resumed_from,
+        }
+        head = storage.to_json(plain)
+        return len(head).to_bytes(8, "little") + head + storage.encode_tensors(tensors)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Standing:
+        """Decode what `encode` made."""
+        sender = Path("the first process")
+        length = int.from_bytes(data[:8], "little")
+        plain = storage.read_json(data[8 : 8 + length], sender)
+        tensors = storage.decode_tensors(data[8 + length :], sender)
+        now, snapshot = plain["averaged"]
+        return cls(
+            (_of("now.use.", tensors), _of("now.work.", tensors), now),
+            (_of("snapshot.use.", tensors), _of("snapshot.work.", tensors), snapshot),
+            _of("best.", tensors) or None,
+            _of("streams.", tensors),
+            Guard.from_dict(plain["guard"]),
+            Progress(**plain["progress"]),
+            plain["resumed_from"],
+        )
+
+
+def random_streams(device: torch.device, generator: torch.Generator, processes: Processes) -> dict[str, Tensor]:
+    """Copy the state of the global streams and of the objective's own, in every process; all must call this."""
+    streams = _own_streams(device, generator)
+    each = {name: processes.of_each(state) for name, state in streams.items()}
+    return {name + _suffix(rank): state for name, states in each.items() for rank, state in enumerate(states)}
+
+
+def _suffix(rank: int) -> str:
+    return f".{rank}" if rank else ""
+
+
+def _own_streams(device: torch.device, generator: torch.Generator) -> dict[str, Tensor]:
     streams = {"rng.cpu": torch.get_rng_state(), "rng.objective": generator.get_state()}
     if device.type == "cuda":
         streams["rng.cuda"] = torch.cuda.get_rng_state(device)
     return streams
 
 
-def set_random_streams(tensors: Mapping[str, Tensor], device: torch.device, generator: torch.Generator) -> None:
-    """Put back what `random_streams` copied, as far as this device has it."""
-    torch.set_rng_state(tensors["rng.cpu"])
-    if device.type == "cuda" and "rng.cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["rng.cuda"], device)
-    state = tensors["rng.objective"]
+def set_random_streams(
+    tensors: Mapping[str, Tensor], device: torch.device, generator: torch.Generator, rank: int
+) -> None:
+    """Put back what `random_streams` copied for process `rank`, as far as there is any and this device has it."""
+    own = _suffix(rank)
+    if f"rng.cpu{own}" not in tensors:
+        return
+    torch.set_rng_state(tensors[f"rng.cpu{own}"])
+    if device.type == "cuda" and f"rng.cuda{own}" in tensors:
+        torch.cuda.set_rng_state(tensors[f"rng.cuda{own}"], device)
+    state = tensors[f"rng.objective{own}"]
     if state.shape == generator.get_state().shape:  # another kind of device has another kind of stream
         generator.set_state(state)

@@ -54,7 +54,8 @@ class FlatWeights:
         if any(gradient is None for gradient in found):
             self._gradient.zero_()
             into = [view for view, gradient in zip(into, found, strict=True) if gradient is not None]
-        torch._foreach_copy_(into, [gradient for gradient in found if gradient is not None])
+        if into:
+            torch._foreach_copy_(into, [gradient for gradient in found if gradient is not None])
         for parameter in self.parameters:
             parameter.grad = None
         return self._gradient
