@@ -20,6 +20,7 @@ REPORT, SAMPLE_FILE = "report.json", "samples.csv"
 PLOTS = (
     *("corner.png", "marginals.png", "pit.png", "training.png", "reliability.png", "groups.png", "curves.png"),
     *("intervals.png", "intervals_1.png", "intervals_2.png", "intervals_3.png"),
+    *("samples.png", "images.png", "bits.png", "calibration.png"),
 )
 
 

@@ -14,7 +14,7 @@ import torch
 from rosenblatt.cli.options import pairs, to_mapping
 from rosenblatt.cli.outputs import count_parameters
 from rosenblatt.cli.rows import RowsOptions
-from rosenblatt.cli.use_images import read_images
+from rosenblatt.cli.use_images import images_for, read_images
 from rosenblatt.core.errors import DataError, OptionError
 from rosenblatt.data import Images, digits, write_grid
 from rosenblatt.eval import bits_per_dim
@@ -67,12 +67,9 @@ def fit_images(options: FitOptions, folder: Path, processes: Processes) -> int:
     bits = None if test is None else bits_per_dim(model, test.rows().x.to(getattr(torch, options.fit.dtype)))
     if bits is not None:
         print(f"held-out images: {bits}", flush=True)
-    written = [REPORT]
-    if options.samples and options.plots:
-        draw_samples(model, fit, min(options.samples, MOST_SAMPLES), options.fit.seed, store.path / SAMPLES)
-        written = [SAMPLES, *written]
+    files = _draw(options, model, fit, fit if test is None else test, store) if options.plots else []
     write_summary(store, Summary(report, bits=bits))
-    print(f"run folder: {folder} ({', '.join(written)}), {time.monotonic() - started:.0f} s in all")
+    print(f"run folder: {folder} ({', '.join([*files, REPORT])}), {time.monotonic() - started:.0f} s in all")
     return 0
 
 
@@ -91,6 +88,36 @@ def draw_samples(model: Discretised, like: Images, count: int, seed: int, path: 
     with torch.no_grad():
         drawn = model.sample(count, generator=generator)
     write_grid(path, drawn.reshape(count, *like.shape), levels=like.levels)
+
+
+def held_images(store: RunFolder, data: Path | None) -> Images:
+    """Images to hold a run against: those of `data`, or the run's own test images."""
+    if data is not None:
+        return images_for(store, data)
+    from rosenblatt.cli.fit import stored_options
+
+    options = stored_options(store, "give the images to use with --data")
+    chosen = pairs(options.model_options, "option")
+    shape, levels = chosen.get("image"), chosen.get("levels")
+    images = read_source(options.table, shape, levels)
+    if images.digest() != store.config["data"]["digest"]:
+        raise DataError(
+            f"{options.table or BUNDLED_SOURCE}: the images changed since the run {store.path} began; give the images "
+            "to use with --data."
+        )
+    fit, test = _split(options, images, shape, levels)
+    return fit if test is None else test
+
+
+def _draw(options: FitOptions, model: Discretised, fit: Images, held: Images, store: RunFolder) -> list[str]:
+    """Write a grid of samples, and the plots; returns their names."""
+    from rosenblatt.plot import save_image_plots
+
+    files = []
+    if options.samples:
+        draw_samples(model, fit, min(options.samples, MOST_SAMPLES), options.fit.seed, store.path / SAMPLES)
+        files.append(SAMPLES)
+    return files + [path.name for path in save_image_plots(model, held, store.path, metrics=store.read_metrics())]
 
 
 def _refuse_options_of_tables(options: FitOptions) -> None:

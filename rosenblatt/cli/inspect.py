@@ -22,13 +22,15 @@ CHECK_FAILED = 1
 class PlotOptions:
     """Draw data against samples, marginals, calibration (PIT) and the training curve of a run, as PNG.
 
-    Of a run with targets: reliability, sharpness of intervals, groups, curves over a single input, training.
+    Of a run with targets: reliability, sharpness of intervals, groups, curves over a single input, training. Of a run
+    of images: test images beside samples, where their bits go and where these are more than the model expects,
+    calibration of the levels, training in bits per dimension.
     """
 
     run: Annotated[Positional[Path], arg(metavar="RUN")]
     """Folder of a fitted run."""
     data: Annotated[Path | None, arg(metavar="TABLE")] = None
-    """Rows to draw; by default the run's own test rows."""
+    """Rows or images to draw; by default the run's own test rows."""
     out: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """Folder for the plots; the run folder by default."""
     as_is: bool = False
@@ -84,6 +86,10 @@ def _plot(options: PlotOptions) -> int:
 
     store = RunFolder.open(options.run)
     folder = options.out or options.run
+    if store.config.get("kind") == "images":
+        from rosenblatt.cli.inspect_images import plot_images
+
+        return plot_images(store, options, folder)
     if "given" in store.config:
         from rosenblatt.cli.fit_given import plot_given
 

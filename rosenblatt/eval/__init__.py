@@ -22,6 +22,7 @@ from rosenblatt.eval.calibration import (
 from rosenblatt.eval.comparison import ScoreTable, default_lags, diebold_mariano, newey_west, paired_t
 from rosenblatt.eval.coverage import Coverage, GroupCoverage, clopper_pearson, coverage, coverage_by_group, holm
 from rosenblatt.eval.distances import energy_distance, mmd, sliced_wasserstein
+from rosenblatt.eval.levels import LevelScores, bits_per_number, level_scores
 from rosenblatt.eval.mass import KernelProposal, grid_mass, importance_mass
 from rosenblatt.eval.pits import PitHistogram, pit_histogram, randomised_pit, sample_pit
 from rosenblatt.eval.reliability import Reliability, reliability, reliability_band
@@ -38,6 +39,7 @@ __all__ = [
     "Estimate",
     "GroupCoverage",
     "KernelProposal",
+    "LevelScores",
     "PitHistogram",
     "PredictiveScores",
     "Reliability",
@@ -49,6 +51,7 @@ __all__ = [
     "Uniformity",
     "bits_per_dim",
     "bits_per_dimension",
+    "bits_per_number",
     "c2st",
     "clopper_pearson",
     "coverage",
@@ -62,6 +65,7 @@ __all__ = [
     "grid_mass",
     "holm",
     "importance_mass",
+    "level_scores",
     "mean_log_prob",
     "mmd",
     "nats_from_bits",

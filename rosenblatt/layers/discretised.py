@@ -11,6 +11,7 @@ Li & Kluger, Neural Inverse Transform Sampler, ICML 2022 (a network for the CDF)
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -82,6 +83,15 @@ class Discretised(Density):
             parts = [self._log_prob_of_levels(*piece) for piece in zip(pieces, given, strict=True)]
             log_prob = torch.cat(parts).reshape(batch)
         return torch.where(whole, log_prob, answer.to(log_prob))
+
+    def log_prob_by_number(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Log-probability of each number given those before it, (*batch, features), in nats; a row's sum is `log_prob`.
+
+        All numbers of a row with anything else than levels answer as `log_prob` does for the row.
+        """
+        counts, whole, answer, context = self._checked(x, context)
+        log_prob = self.layer.conditioner.restore(torch.cat(list(self._masses(counts, context)), dim=-1))
+        return torch.where(whole.unsqueeze(-1), log_prob, answer.to(log_prob).unsqueeze(-1))
 
     def sample_and_log_prob(
         self, n: int, context: Tensor | None = None, *, generator: torch.Generator | None = None
@@ -168,18 +178,22 @@ class Discretised(Density):
         return first
 
     def _log_prob_of_levels(self, counts: Tensor, context: Tensor | None) -> Tensor:
+        parts = [mass.sum(dim=-1) for mass in self._masses(counts, context)]
+        total: Tensor = sum(parts[1:], start=parts[0])
+        return total
+
+    def _masses(self, counts: Tensor, context: Tensor | None) -> Iterator[Tensor]:
+        """Log-probabilities (*batch, some) of one number after the other, in level order."""
         conditioner = self.layer.conditioner
         counts = conditioner.arrange(counts)
-        parts, start = [], 0
+        start = 0
         for theta in conditioner.parts(self.place(counts), context):
             stop = start + theta.shape[-2]
             with full_precision(counts):
                 ends = self._ends(counts[..., start:stop])
                 mass = self.elementwise.interval_log_prob(*ends, theta.to(counts.dtype))
-            parts.append(mass.sum(dim=-1))
+            yield mass
             start = stop
-        total: Tensor = sum(parts[1:], start=parts[0])
-        return total
 
     def place(self, counts: Tensor) -> Tensor:
         """Where levels stand."""

@@ -15,6 +15,7 @@ from rosenblatt.plot.conditional import save_conditional_plots
 from rosenblatt.plot.corner import corner
 from rosenblatt.plot.files import write
 from rosenblatt.plot.forecasts import fan_chart, quantile_curves
+from rosenblatt.plot.images import bits_by_place, image_grids, level_calibration, save_image_plots
 from rosenblatt.plot.marginals import marginals
 from rosenblatt.plot.pit import pit
 from rosenblatt.plot.scores import score_table
@@ -23,14 +24,18 @@ from rosenblatt.plot.tails import tails
 from rosenblatt.plot.training import training_curve
 
 __all__ = [
+    "bits_by_place",
     "corner",
     "coverage_by_group",
     "fan_chart",
+    "image_grids",
+    "level_calibration",
     "marginals",
     "pit",
     "pit_reliability",
     "quantile_curves",
     "save_conditional_plots",
+    "save_image_plots",
     "save_plots",
     "score_table",
     "sharpness_calibration",

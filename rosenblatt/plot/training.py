@@ -12,19 +12,23 @@ from rosenblatt.core.errors import DataError
 from rosenblatt.plot.style import DATA, MODEL, tidy
 
 
-def training_curve(metrics: Sequence[Mapping[str, Any]], *, measure: str = "nats") -> Figure:
+def training_curve(
+    metrics: Sequence[Mapping[str, Any]], *, measure: str = "nats", dimensions: int | None = None
+) -> Figure:
     """Draw training and held-out scores over the steps, and mark the best.
 
     `metrics` are the records of a run's metrics.jsonl or of `FitReport.history`: step, train, validation; `measure` is
     what `FitReport.measure` calls the scores, by default nats of log-likelihood. Records of the members of an ensemble
-    make a curve each. The first steps may leave the axes at the bottom. Raises `DataError` when there is no record.
+    make a curve each. With `dimensions`, the numbers of an image, nats are drawn as bits per dimension, the fewer the
+    better. The first steps may leave the axes. Raises `DataError` when there is no record.
     """
     if not metrics:
         raise DataError("metrics: no records came, at least one was expected; fit the model first.")
     figure = Figure(figsize=(7.0, 4.2), layout="constrained")
     axes = figure.subplots()
     late: list[float] = []
-    for key, colour, rows in (("train", DATA, "training rows"), ("validation", MODEL, "held-out rows")):
+    what = "rows" if dimensions is None else "images"
+    for key, colour, rows in (("train", DATA, f"training {what}"), ("validation", MODEL, f"held-out {what}")):
         label: str | None = rows
         for member in dict.fromkeys(record.get("member") for record in metrics):
             own = [record for record in metrics if record.get("member") == member]
@@ -32,9 +36,10 @@ def training_curve(metrics: Sequence[Mapping[str, Any]], *, measure: str = "nats
             if not known:
                 continue
             steps, scores = np.array(known, dtype=float).T
+            scores = scores if dimensions is None else -scores / (dimensions * np.log(2))
             late += scores[len(scores) // 10 :].tolist()
             if key == "validation":
-                best = int(scores.argmax())
+                best = int(scores.argmax() if dimensions is None else scores.argmin())
                 if member is None:
                     label = f"{rows}, best {scores[best]:.3f} at step {steps[best]:,.0f}"
                 axes.plot(steps[best], scores[best], "o", color=MODEL, markersize=9, markerfacecolor="white", zorder=5)
@@ -43,11 +48,13 @@ def training_curve(metrics: Sequence[Mapping[str, Any]], *, measure: str = "nats
             label = None
     if late:
         air = 0.08 * (max(late) - min(late)) or 0.5
-        axes.set_ylim(min(late) - 2 * air, max(late) + air)
+        low, high = (2 * air, air) if dimensions is None else (air, 2 * air)
+        axes.set_ylim(min(late) - low, max(late) + high)
     axes.set_xlabel("step", fontsize=11)
-    axes.set_ylabel("log-likelihood, nats per row" if measure == "nats" else measure, fontsize=11)
+    unit = "log-likelihood, nats per row" if measure == "nats" else measure
+    axes.set_ylabel(unit if dimensions is None else "bits per dimension", fontsize=11)
     axes.grid(color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.legend(frameon=False, fontsize=11, loc="lower right")
+    axes.legend(frameon=False, fontsize=11, loc="lower right" if dimensions is None else "upper right")
     tidy(axes)
     return figure
