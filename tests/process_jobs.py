@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 import torch.distributed as dist
 from test_train_resume import At, interrupt
-from train_stubs import CONFIG, Gaussian, Rows, table
+from train_stubs import CONFIG, Fixed, Gaussian, Rows, table
 
 from rosenblatt.core.errors import OptionError, ProcessLost
 from rosenblatt.data import digits
@@ -74,6 +74,7 @@ def whole_jobs(out, processes):
     for name, changes in TABLES.items():
         keep(out, name, processes, *fit(processes, **EXACT, **changes))
     keep(out, "images", processes, *fit_images(processes))
+    keep(out, "fixed", processes, *fit(processes, model=Fixed(start=True), data=table(50)))
     path = out / "begun alone"
     keep(out, "resumed", processes, *fit(processes, **EXACT, run=again(path, processes), resume=True))
 

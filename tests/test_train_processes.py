@@ -14,13 +14,14 @@ import safetensors.torch
 import torch
 from cli_helpers import one_sentence
 from test_train_resume import assert_same_run
-from train_stubs import CONFIG
+from train_stubs import CONFIG, Fixed, table
 
 from rosenblatt.cli import main
 from rosenblatt.core.errors import OptionError
 from rosenblatt.core.types import Batch
 from rosenblatt.data import digits
 from rosenblatt.train import JoinedProcesses, LocalRuntime, Processes, RunFolder
+from rosenblatt.train.runtime import Interrupt
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -43,10 +44,13 @@ def left(out, name, rank):
     return facts, safetensors.torch.load_file(out / f"{name}-{rank}.safetensors")
 
 
-@pytest.mark.parametrize("name", ["table", "accumulated", "images", "resumed"])
+@pytest.mark.parametrize("name", ["table", "accumulated", "images", "resumed", "fixed"])
 def test_two_processes_take_the_steps_of_one(out, name):
     if name == "images":
         model, report = process_jobs.fit_images(Processes())
+    elif name == "fixed":
+        model, report = process_jobs.fit(Processes(), model=Fixed(start=True), data=table(50))
+        assert report.stopped == "closed form"
     else:
         model, report = process_jobs.fit(Processes(), **process_jobs.EXACT)
         assert (report.steps, report.skipped_steps) == (23, 2)
@@ -152,3 +156,13 @@ def test_commands_for_one_process_are_refused_in_several(monkeypatch, capsys):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     assert main(["score", "run"]) == 2
     assert "torchrun: starts several processes, 'score' is made for one" in one_sentence(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_among_several_processes_a_signal_may_be_repeated(several):
+    before = signal.getsignal(signal.SIGINT)
+    with Interrupt(several=several) as interrupt:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupt.signal == signal.SIGINT
+        assert (signal.getsignal(signal.SIGINT) != before) is several  # a second one is noted, or acts as usual
+    assert signal.getsignal(signal.SIGINT) == before

@@ -24,7 +24,7 @@ class FitConfig:
     epochs: passes over the training rows at most.
     max_steps: optimiser steps at most; None for no limit besides `epochs`.
     time_limit: seconds of training at most, counted across resumes; training then stops cleanly.
-    batch_size: rows per step.
+    batch_size: rows per step, of all processes together where there are several (`joined`).
     accumulate: parts that the rows of a step are computed in, one after the other: the same step but for rounding (and
         random draws such as dropout), in about that fraction of the memory; must divide `batch_size`.
     learning_rate: peak step size of AdamW (Loshchilov and Hutter 2019).
@@ -43,7 +43,7 @@ class FitConfig:
     keep_last: checkpoints kept besides the best one.
     seed: seed of the split, of the shuffles and of everything random in training.
     dtype: "float32" or "float64", for weights and data.
-    device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1".
+    device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1"; among several processes "cuda" is a GPU each.
     amp: multiply matrices in bfloat16; needs CUDA or a processor with bfloat16 units (AVX-512 or AMX), since others
         emulate it some seven times more slowly than they compute in float32.
     compile: run the training steps through `torch.compile`, which takes a minute or two to start and a C++ compiler;

@@ -164,8 +164,11 @@ def joined(timeout: float = TIMEOUT) -> Iterator[Processes]:
     if made:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    processes = JoinedProcesses()
     try:
-        yield JoinedProcesses()
+        # Without this, page-locked memory would take a bit of the first GPU for every process.
+        with torch.cuda.device(processes.place if processes.place < torch.cuda.device_count() else -1):
+            yield processes
     finally:
         if made:
             dist.destroy_process_group()
