@@ -64,7 +64,7 @@ def inpaint(
     the height; what `images` hold further down is not looked at. Returns uint8 (images, draws, channels, height,
     width), whose first `known_rows` rows are those of `images`, bit for bit. It takes as long as sampling does.
     Raises `DataError` for images of another size or more levels than the model's, `OptionError` for numbers out of
-    range, or a model that does not read the pixels row by row.
+    range, or rows that the model does not read before the others, as with squares of pixels (`patch`).
     Reference: van den Oord, Kalchbrenner & Kavukcuoglu, Pixel Recurrent Neural Networks, ICML 2016.
 
     >>> from rosenblatt.data import digits
@@ -85,14 +85,23 @@ def inpaint(
             f"{model.levels} levels."
         )
     known = channels * known_rows * width
-    place = torch.arange(images.features).reshape(images.shape)
-    first = model.layer.conditioner.order[:known].cpu()
-    if not torch.equal(first.sort().values, place[:, :known_rows].flatten().sort().values):
-        raise OptionError("model: it does not read its pixels row by row, so that no rows can be known before others.")
+    possible = [rows for rows in range(height + 1) if _read_first(model, images.shape, rows)]
+    if known_rows not in possible:
+        raise OptionError(
+            f"known_rows: {known_rows} came, but the model does not read these rows before all others; it can be given "
+            f"{', '.join(map(str, possible))}."
+        )
     weight = next(model.parameters())
     rows = images.pixels.flatten(1).repeat_interleave(draws, dim=0).to(weight)
     parts = [model.complete(part, known, generator=generator)[0] for part in rows.split(ROWS_AT_ONCE)]
     return torch.cat(parts).to(torch.uint8).reshape(len(images), draws, *images.shape)
+
+
+def _read_first(model: Discretised, shape: tuple[int, int, int], rows: int) -> bool:
+    """Whether the first rows of pixels are what the model reads first; of squares of pixels, not every number is."""
+    first = torch.arange(math.prod(shape)).reshape(shape)[:, :rows].flatten()
+    order = model.layer.conditioner.order[: len(first)].cpu()
+    return bool((order.sort().values == first.sort().values).all())
 
 
 def config_of_images(

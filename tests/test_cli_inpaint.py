@@ -10,6 +10,7 @@ from scipy import stats
 from rosenblatt.cli import main
 from rosenblatt.conditioners.masked import Masked
 from rosenblatt.core.errors import DataError, OptionError
+from rosenblatt.core.registry import build
 from rosenblatt.data import Images, digits, write_grid
 from rosenblatt.elementwise.sigmoid_mixture import LogisticMixture
 from rosenblatt.image_runs import inpaint
@@ -84,8 +85,17 @@ def test_what_cannot_be_completed_is_refused():
         inpaint(model, Images(images.pixels, levels=6), 1)
     mixture = LogisticMixture(2)
     backwards = Conditional(mixture, Masked(4, mixture.spec.size, hidden=8, order=[3, 2, 1, 0]))
-    with pytest.raises(OptionError, match="row by row"):
+    with pytest.raises(OptionError, match="can be given 0, 2"):
         inpaint(Discretised(backwards, 5), images, 1)
+
+
+def test_squares_of_pixels_are_known_as_a_whole():
+    options = {"image": [2, 4, 4], "levels": 3, "filters": 4, "patch": 2}
+    model = build("pixelcnn_mol", 32, options=options, seed=0)
+    images = Images(torch.ones(1, 2, 4, 4, dtype=torch.uint8), levels=3)
+    assert (inpaint(model, images, 2, draws=3)[..., :2, :] == 1).all()
+    with pytest.raises(OptionError, match=r"known_rows: 1 came, but .* it can be given 0, 2, 4"):
+        inpaint(model, images, 1)
 
 
 def test_the_array_keeps_the_known_rows_and_follows_its_seed(fitted, tmp_path, capsys):

@@ -8,7 +8,7 @@ from scipy import stats
 
 from rosenblatt.bases import StandardNormal
 from rosenblatt.core.errors import DataError, OptionError
-from rosenblatt.eval import bits_per_number, dkw_band, level_scores, uniformity
+from rosenblatt.eval import bits_per_number, dkw_band, level_scores, pit_per_number, uniformity
 from rosenblatt.testing.checks_discrete import DISCRETE
 
 FALSE_ALARM = 1e-6
@@ -38,6 +38,7 @@ def test_bits_are_quotients_of_sums_over_all_images(name):
     torch.testing.assert_close(found.sum(dim=1), total, rtol=1e-9, atol=1e-9)
     scores = level_scores(model, x, context, generator=seeded())
     torch.testing.assert_close(scores.bits, found, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(pit_per_number(model, x, context, generator=seeded()), scores.pit, rtol=0, atol=1e-9)
 
 
 def test_expected_bits_and_their_variance_are_those_of_the_first_number():

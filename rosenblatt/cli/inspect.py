@@ -39,12 +39,17 @@ class PlotOptions:
 
 @dataclass(frozen=True)
 class AuditOptions:
-    """Check that the numbers of a run can be believed; exit code 1 when a check fails."""
+    """Check that the numbers of a run can be believed; exit code 1 when a check fails.
+
+    Of a run of images: that masses add up to one, that no pixel sees itself or a later one, that samples and
+    completions follow the probabilities, that float32 is enough, that images do not see each other, and that a few
+    come back from a compressed file.
+    """
 
     run: Annotated[Positional[Path], arg(metavar="RUN")]
     """Folder of a fitted run."""
     data: Annotated[Path | None, arg(metavar="TABLE")] = None
-    """Rows to check on; by default the run's own test rows."""
+    """Rows or images to check on; by default the run's own test rows."""
     seconds: float = 60.0
     """About how long it may take."""
     seed: int = 0
@@ -113,6 +118,10 @@ def _audit(options: AuditOptions) -> int:
     from rosenblatt.train import RunFolder
 
     store = RunFolder.open(options.run)
+    if store.config.get("kind") == "images":
+        from rosenblatt.cli.inspect_images import audit_images
+
+        return audit_images(store, options)
     flow, _ = restore(store)
     table = rows_for(store, options.data, as_is=options.as_is)
     generator = torch.Generator().manual_seed(options.seed)

@@ -22,7 +22,7 @@ from rosenblatt.eval.calibration import (
 from rosenblatt.eval.comparison import ScoreTable, default_lags, diebold_mariano, newey_west, paired_t
 from rosenblatt.eval.coverage import Coverage, GroupCoverage, clopper_pearson, coverage, coverage_by_group, holm
 from rosenblatt.eval.distances import energy_distance, mmd, sliced_wasserstein
-from rosenblatt.eval.levels import LevelScores, bits_per_number, level_scores
+from rosenblatt.eval.levels import LevelScores, bits_per_number, level_scores, pit_per_number
 from rosenblatt.eval.mass import KernelProposal, grid_mass, importance_mass
 from rosenblatt.eval.pits import PitHistogram, pit_histogram, randomised_pit, sample_pit
 from rosenblatt.eval.reliability import Reliability, reliability, reliability_band
@@ -75,6 +75,7 @@ __all__ = [
     "paired_t",
     "pit_bands",
     "pit_histogram",
+    "pit_per_number",
     "randomised_pit",
     "reliability",
     "reliability_band",

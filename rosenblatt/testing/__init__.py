@@ -1,6 +1,7 @@
 """The conformance suite that ships with the library, and the audit of a trained model."""
 
-from rosenblatt.testing.audit import AuditReport, AuditRow, audit
+from rosenblatt.testing.audit import audit
+from rosenblatt.testing.audit_levels import audit_levels
 from rosenblatt.testing.checks import (
     check_conditioner,
     check_density,
@@ -10,6 +11,7 @@ from rosenblatt.testing.checks import (
     check_transform,
 )
 from rosenblatt.testing.model_table import MODELS
+from rosenblatt.testing.report import AuditReport, AuditRow
 from rosenblatt.testing.sampler_table import SAMPLERS, SamplerRow
 from rosenblatt.testing.tables import (
     CONDITIONERS,
@@ -35,6 +37,7 @@ __all__ = [
     "PairRow",
     "SamplerRow",
     "audit",
+    "audit_levels",
     "check_conditioner",
     "check_density",
     "check_elementwise",

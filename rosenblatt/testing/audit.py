@@ -5,17 +5,18 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from rosenblatt.core.density import Density, FactorisedDensity, Flow, fresh_generator
-from rosenblatt.core.errors import DataError, OptionError, RosenblattError
+from rosenblatt.core.errors import DataError, OptionError
 from rosenblatt.core.types import Likelihood
 from rosenblatt.eval.calibration import dkw_band, uniformity
 from rosenblatt.eval.mass import KernelProposal, grid_mass, importance_mass
+from rosenblatt.layers.discretised import Discretised
+from rosenblatt.testing.audit_levels import audit_levels
 from rosenblatt.testing.measures import (
     central_jacobian,
     conditionals,
@@ -28,46 +29,12 @@ from rosenblatt.testing.measures import (
     row_jacobian,
     ulp,
 )
+from rosenblatt.testing.report import AuditReport, AuditRow, excess, judged, run_checks
 
 MOST_ROWS = 256
 JACOBIAN_ENTRIES = 512  # rows times columns, since each column costs a pass
 MASS_COLUMNS = 8  # importance weights around data rows are too wild in more columns
 SMALLEST_SAMPLE, LARGEST_SAMPLE = 1000, 20_000
-
-
-class AuditRow(NamedTuple):
-    """One line of the report; `passed` is None where the check could not decide."""
-
-    check: str
-    what: str
-    measured: str
-    threshold: str
-    passed: bool | None
-    meaning: str = ""
-
-
-@dataclass(frozen=True)
-class AuditReport:
-    """The rows of an audit; `print(report)` shows them as one table."""
-
-    rows: list[AuditRow] = field(default_factory=list)
-
-    @property
-    def passed(self) -> bool:
-        """Whether no check failed."""
-        return all(row.passed is not False for row in self.rows)
-
-    def __str__(self) -> str:
-        verdict = {True: "pass", False: "FAIL", None: "open"}
-        cells = [("check", "what", "measured", "threshold", "verdict")]
-        cells += [(r.check, r.what, r.measured, r.threshold, verdict[r.passed]) for r in self.rows]
-        widths = [max(len(line[column]) for line in cells) for column in range(5)]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in cells]
-        lines.insert(1, "  ".join("-" * w for w in widths))
-        lines += [f"{r.check}: {r.meaning}" for r in self.rows if r.passed is not True and r.meaning]
-        failed = sum(row.passed is False for row in self.rows)
-        lines.append("All checks passed." if self.passed else f"{failed} of {len(self.rows)} checks failed.")
-        return "\n".join(lines)
 
 
 class _Subject(NamedTuple):
@@ -120,6 +87,7 @@ def audit(
     Runs round trips (R1), log-determinants (R2, R3), the mass (R5), float32 (R8), causality (R11), independence of
     rows (R13) and the sampler (R16) on copies of the model. `data` is (rows, features), `context` (rows, context).
     Sample sizes are chosen so that it ends in about `seconds`. Where a check cannot decide it says so.
+    A model of whole numbers (`Discretised`) gets checks of its own, see `audit_levels`.
     Of a sampler without a density it says just that. Raises `DataError` when no row is finite and inside the support,
     `OptionError` for a density that is neither a flow nor such a sampler.
 
@@ -130,8 +98,13 @@ def audit(
     """
     if model.likelihood is Likelihood.NONE:
         return AuditReport([NO_DENSITY])
+    if isinstance(model, Discretised):
+        return audit_levels(model, data, context=context, generator=generator, seconds=seconds)
     if not isinstance(model, Flow):
-        raise OptionError(f"model: {type(model).__name__} came, a flow was expected; only flows can be audited.")
+        raise OptionError(
+            f"model: {type(model).__name__} came, a flow was expected, or a model of whole numbers; only these can be "
+            "audited."
+        )
     subject = _prepare(model, data, context, generator or fresh_generator(), seconds)
     checks: list[tuple[str, str, Callable[[_Subject], AuditRow]]] = [
         ("R1", "round trip data -> base -> data, float64", _round_trip),
@@ -147,14 +120,7 @@ def audit(
         ("R13", "rows beside a NaN row", _poisoned_batch),
         ("R16", "own samples against own CDF", _sampler),
     ]
-    rows = []
-    for check, what, run in checks:
-        try:
-            rows.append(run(subject)._replace(check=check, what=what))
-        except (RosenblattError, ArithmeticError, RuntimeError) as error:
-            message = str(error).splitlines()[0]
-            rows.append(AuditRow(check, what, type(error).__name__, "-", False, f"the check stopped: {message}"))
-    return AuditReport(rows)
+    return run_checks(checks, subject)
 
 
 def _prepare(model: Flow, data: Tensor, context: Tensor | None, generator: torch.Generator, seconds: float) -> _Subject:
@@ -197,17 +163,6 @@ def _scored_dtype(native: Flow, row: Tensor, context: Tensor | None) -> torch.dt
     return own
 
 
-def _judged(measured: Tensor | float, threshold: float, meaning: str) -> AuditRow:
-    value = float(measured)
-    return AuditRow("", "", f"{value:.2e}", f"<= {threshold:.0e}", value <= threshold, meaning)
-
-
-def _excess(error: Tensor, limit: Tensor, residual: float, meaning: str) -> AuditRow:
-    """Judge errors by their limits, and show the one that is worst relative to its limit."""
-    share = torch.nan_to_num((error / limit).detach(), nan=torch.inf).max()
-    return AuditRow("", "", f"{float(share) * residual:.2e}", f"<= {residual:.0e}", bool(share <= 1), meaning)
-
-
 def _round_trip(subject: _Subject) -> AuditRow:
     x, context = subject.head()
     transform = subject.double.transform
@@ -217,7 +172,7 @@ def _round_trip(subject: _Subject) -> AuditRow:
         again = transform(back, context).value
     jacobian = row_jacobian(mapped_value(transform, context), back)
     limit = round_trip_limit(jacobian, back, z, 1e-10)
-    return _excess((again - z).abs(), limit, 1e-10, "samples are not exact inverses; do not rely on them.")
+    return excess((again - z).abs(), limit, 1e-10, "samples are not exact inverses; do not rely on them.")
 
 
 def _round_trip_of_noise(subject: _Subject) -> AuditRow:
@@ -230,7 +185,7 @@ def _round_trip_of_noise(subject: _Subject) -> AuditRow:
         x = transform.inverse(z, context).value
         again = transform(x, context).value
     limit = round_trip_limit(row_jacobian(mapped_value(transform, context), x), x, z, 1e-10)
-    return _excess((again - z).abs(), limit, 1e-10, "far samples are not exact; the map is not onto there.")
+    return excess((again - z).abs(), limit, 1e-10, "far samples are not exact; the map is not onto there.")
 
 
 def _native_round_trip(subject: _Subject) -> AuditRow:
@@ -240,7 +195,7 @@ def _native_round_trip(subject: _Subject) -> AuditRow:
         z = transform(x, subject.native_context).value
         back = transform.inverse(z, subject.native_context).value
     error = ((back - x).abs() / subject.scale).max()
-    return _judged(torch.nan_to_num(error, nan=torch.inf), 1e-3, "in this dtype samples lose accuracy; use float64.")
+    return judged(torch.nan_to_num(error, nan=torch.inf), 1e-3, "in this dtype samples lose accuracy; use float64.")
 
 
 def _log_det(subject: _Subject) -> AuditRow:
@@ -249,7 +204,7 @@ def _log_det(subject: _Subject) -> AuditRow:
     jacobian = row_jacobian(mapped_value(transform, context), x)
     with torch.no_grad():
         error = (log_abs_det(jacobian) - transform(x, context).log_det).abs().max()
-    return _judged(error, 1e-8, "log-densities are wrong: the log-determinant is not that of the map.")
+    return judged(error, 1e-8, "log-densities are wrong: the log-determinant is not that of the map.")
 
 
 def _log_det_by_differences(subject: _Subject) -> AuditRow:
@@ -263,7 +218,7 @@ def _log_det_by_differences(subject: _Subject) -> AuditRow:
         found = (log_abs_det(jacobian) - log_det).abs()
         error = torch.fmin(error, found)
     # A row on a kink or bend of a piecewise map has no two-sided derivative: its neighbours judge it.
-    return _judged(error.quantile(0.9), 1e-5, "log-densities are wrong: the map that runs has another slope.")
+    return judged(error.quantile(0.9), 1e-5, "log-densities are wrong: the map that runs has another slope.")
 
 
 def _both_directions(subject: _Subject) -> AuditRow:
@@ -272,7 +227,7 @@ def _both_directions(subject: _Subject) -> AuditRow:
     with torch.no_grad():
         x, inverse_log_det = transform.inverse(transform(x, context).value, context)
         error = (transform(x, context).log_det + inverse_log_det).abs()
-    return _judged(error.max(), 1e-9, "densities of samples differ from those of rows.")
+    return judged(error.max(), 1e-9, "densities of samples differ from those of rows.")
 
 
 def _mass(subject: _Subject) -> AuditRow:
@@ -320,7 +275,7 @@ def _precision(subject: _Subject) -> AuditRow:
         exact = subject.double.log_prob(x.double(), None if context is None else context.double())
     error = (native - exact).abs()
     meaning = "log-densities lose digits in this dtype; centre columns with large offsets, or use float64."
-    return _excess(error, 1e-4 + 1e-5 * exact.abs(), 1e-4, meaning)
+    return excess(error, 1e-4 + 1e-5 * exact.abs(), 1e-4, meaning)
 
 
 def _causality(subject: _Subject) -> AuditRow:
@@ -348,7 +303,7 @@ def _row_independence(subject: _Subject) -> AuditRow:
     error[: len(alone)] = torch.maximum(error[: len(alone)], (torch.stack(alone) - together[: len(alone)]).abs())
     # Batches of other sizes are summed in another order; a steep density turns an ulp of that into more.
     limit = 1e-12 * (1 + together.abs()) + 8 * (slope.abs() * ulp(x)).sum(dim=-1)
-    return _excess(error, limit, 1e-12, "a row's score depends on its neighbours in the batch.")
+    return excess(error, limit, 1e-12, "a row's score depends on its neighbours in the batch.")
 
 
 def _poisoned_batch(subject: _Subject) -> AuditRow:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +63,30 @@ def forbidden_influence(conditioner: Conditioner, x: Tensor, context: Tensor | N
             later = torch.cat(conditioner.levels[number:])
             largest = max(largest, float(grad.index_select(-1, later).abs().max()))
     return largest
+
+
+def influence_at_levels(
+    conditioner: Conditioner, x: Tensor, levels: Sequence[int], context: Tensor | None = None
+) -> float:
+    """Largest forbidden influence at some levels: that of `forbidden_influence`, for one row `x` (features,) at once.
+
+    Every level gets a copy of the row in one batch, so that one pass is enough for all of them. Copies that saw each
+    other would count as well, since each may only move with its own earlier coordinates.
+    """
+    rows = x.detach().expand(len(levels), -1).clone().requires_grad_()
+    given = None if context is None else context.expand(len(levels), -1)
+    theta = conditioner(rows, given)
+    weight = torch.empty_like(theta).uniform_(1, 2, generator=torch.Generator().manual_seed(0))
+    own = conditioner.levels
+    allowed = torch.zeros_like(rows, dtype=torch.bool)
+    total = theta.new_zeros(())
+    for row, level in enumerate(levels):
+        total = total + (weight[row] * theta[row]).index_select(-2, own[level]).sum()
+        allowed[row, conditioner.order[: sum(conditioner.sizes[:level])]] = True
+    if not total.requires_grad:
+        return 0.0
+    (grad,) = torch.autograd.grad(total, rows, allow_unused=True)
+    return 0.0 if grad is None else float(grad.masked_fill(allowed, 0.0).abs().max())
 
 
 def conditionals(module: nn.Module) -> Iterator[tuple[str, Conditional]]:
