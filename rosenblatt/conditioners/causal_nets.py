@@ -23,6 +23,9 @@ from rosenblatt.core.eager import runs_eagerly
 
 # `[elu(x), elu(-x)]` of normal numbers has mean square 0.645; this gain makes a random combination of unit variance.
 GAIN = 0.645**-0.5
+# Of the numbers of a direction at the start. Their common size does not matter to the map, but to how far a step of
+# Adam, which is as long for every number, turns the direction; from 1 the usual rates take thousands of steps.
+START = 0.05
 
 
 def both_signs(x: Tensor) -> Tensor:
@@ -35,7 +38,7 @@ class Normed(nn.Module):
 
     def __init__(self, outputs: int, *inputs: int, gain: float) -> None:
         super().__init__()
-        self.direction = nn.Parameter(torch.randn(outputs, *inputs))
+        self.direction = nn.Parameter(START * torch.randn(outputs, *inputs))
         self.gain = nn.Parameter(torch.full((outputs,), gain))
         self.bias = nn.Parameter(torch.zeros(outputs))
 
