@@ -17,37 +17,73 @@ from rosenblatt.core.errors import DataError, OptionError
 from rosenblatt.core.registry import build
 from rosenblatt.data import Images
 from rosenblatt.layers.discretised import Discretised
+from rosenblatt.layers.surjection import Dequantised
+from rosenblatt.models.dequantised import dequantised
 from rosenblatt.train import FitConfig, RunFolder
 
 KIND = "images"
-MODELS = ("nits_conv", "pixelcnn_mol")
+EXACT = ("nits_conv", "pixelcnn_mol")
+FLOWS = ("glow", "nsf_image", "realnvp")  # of points, whose bound of whole numbers is what is fitted
+MODELS = (*EXACT, *FLOWS)
+NOISES: dict[str, dict[str, int] | None] = {"uniform": None, "variational": {}}
+MOST_SCALES, SMALLEST_SIDE = 3, 4  # of a flow, unless told otherwise
 MOST_NUMBERS = 1 << 20  # in one image
 ROWS_AT_ONCE = 256  # images drawn together
 
 
+ImageModel = Discretised | Dequantised
+
+
 def image_model(
     name: str, images: Images, *, options: Mapping[str, Any] | None = None, seed: int | None = None
-) -> Discretised:
-    """Build a model of images with exact probabilities, for the shape and the levels of `images`.
+) -> ImageModel:
+    """Build a model of whole numbers for the shape and the levels of `images`.
 
+    "nits_conv" and "pixelcnn_mol" have exact probabilities. "glow", "nsf_image" and "realnvp" are flows of
+    dequantised images, whose log-probabilities are lower bounds. For these `options` also hold `scales` (the `levels`
+    of their builders; by default up to three, as often as sides can be halved down to 2 pixels), `noise` ("uniform",
+    "variational" or options of `coupling_noise`) and `samples` of noise for each image.
     Raises `OptionError` for a model that is not one of `MODELS`, and as its builder does.
 
     >>> from rosenblatt.data import digits
     >>> image_model("pixelcnn_mol", digits(), options={"filters": 4}, seed=0).levels
     17
+    >>> image_model("glow", digits(), options={"transforms": 1, "hidden": 4}, seed=0).likelihood.value
+    'lower bound'
     """
     return _built(name, images.shape, images.levels, options, seed)
 
 
 def _built(
     name: str, shape: tuple[int, ...], levels: int, options: Mapping[str, Any] | None, seed: int | None
-) -> Discretised:
+) -> ImageModel:
     if name not in MODELS:
-        raise OptionError(f"model: '{name}' has no exact probabilities of images; choose among {', '.join(MODELS)}.")
-    chosen = {**dict(options or {}), "image": list(shape), "levels": levels}
-    model = build(name, math.prod(shape), options=chosen, seed=seed)
-    assert isinstance(model, Discretised)
-    return model
+        raise OptionError(f"model: '{name}' has no probabilities of images; choose among {', '.join(MODELS)}.")
+    chosen, size = {**dict(options or {}), "image": list(shape)}, math.prod(shape)
+    if name in EXACT:
+        model = build(name, size, options={**chosen, "levels": levels}, seed=seed)
+        assert isinstance(model, Discretised)
+        return model
+    if "levels" in chosen:
+        raise OptionError("levels: those of the images are known; the scales of a flow are the option scales here.")
+    noise, samples = chosen.pop("noise", None), chosen.pop("samples", 1)
+    scales = chosen.pop("scales", _scales_of(*shape[1:]))
+    if isinstance(scales, bool) or not isinstance(scales, int) or scales < 1:
+        raise OptionError(f"scales: {scales!r} came, an integer >= 1 was expected.")
+    if isinstance(noise, str):
+        if noise not in NOISES:
+            raise OptionError(f"noise: '{noise}' came, {' or '.join(NOISES)}, or options of a noise, were expected.")
+        noise = NOISES[noise]
+    flow = {**chosen, "levels": scales}
+    return dequantised(size, levels=levels, model=name, options=flow, noise=noise, samples=samples, seed=seed)
+
+
+def _scales_of(height: int, width: int) -> int:
+    """How often both sides of an image can be halved to 2 pixels or more, from 1 to `MOST_SCALES`."""
+    scales = 0
+    while scales < MOST_SCALES and height % 2 == width % 2 == 0 and min(height, width) >= SMALLEST_SIDE:
+        scales, height, width = scales + 1, height // 2, width // 2
+    return max(1, scales)
 
 
 def inpaint(
@@ -113,7 +149,7 @@ def config_of_images(
     data: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Describe a fit in JSON values, from which `restore_images` builds the model again."""
+    """Describe a fit in JSON values, from which `restore_image_model` builds the model again."""
     return {
         "kind": KIND,
         "model": name,
@@ -133,7 +169,7 @@ def holds_images(run: RunFolder) -> bool:
     return run.config.get("kind") == KIND
 
 
-def restore_images(run: RunFolder) -> Discretised:
+def restore_image_model(run: RunFolder) -> ImageModel:
     """Load the best weights of a run that `rosenblatt fit IMAGES` made; in eval mode.
 
     Sizes are held against the weights file before any memory is taken. Raises `CheckpointError` for whatever is wrong
@@ -144,7 +180,18 @@ def restore_images(run: RunFolder) -> Discretised:
     return load_weights(run, lambda: _blank(run))
 
 
-def _blank(run: RunFolder) -> Discretised:
+def restore_images(run: RunFolder) -> Discretised:
+    """`restore_image_model` for uses that need exact probabilities; raises `OptionError` for a run of a flow."""
+    model = restore_image_model(run)
+    if not isinstance(model, Discretised):
+        raise OptionError(
+            f"{run.path}: holds a flow ({run.config['model']}), which bounds probabilities of images and has none that "
+            f"are exact, as this needs; bring a run of {' or '.join(EXACT)}."
+        )
+    return model
+
+
+def _blank(run: RunFolder) -> ImageModel:
     config = run.config
     shape, levels = checked(run, config, "shape", list), checked(run, config, "levels", int)
     if len(shape) != 3 or not all(type(side) is int and side >= 1 for side in shape) or not 2 <= levels <= 256:

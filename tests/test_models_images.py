@@ -16,6 +16,7 @@ from rosenblatt.core.transform import Identity
 from rosenblatt.core.types import Likelihood
 from rosenblatt.data.table import Table
 from rosenblatt.eval.bits import bits_per_dimension
+from rosenblatt.layers import surjection
 from rosenblatt.layers.conditional import Conditional
 from rosenblatt.layers.convolution import MaskedConvolution, PeriodicConvolution
 from rosenblatt.layers.shape import FactorOut, Squeeze
@@ -215,6 +216,33 @@ def test_scores_of_whole_numbers_depend_on_the_row_alone():
         assert model.likelihood is Likelihood.LOWER_BOUND
 
 
+def test_scores_without_gradients_go_in_pieces_that_change_nothing(monkeypatch):
+    options = {"image": [1, 2, 2], **SMALL}
+    model = dequantised(4, 2, levels=6, options=options, noise={"hidden": 4}, samples=3, seed=0)
+    model = disturbed(model, 0.1).double()
+    context = data(5, 2)
+    x = torch.randint(6, (7, 5, 4), generator=torch.Generator().manual_seed(3)).double()
+    whole = model.log_prob(x, context)
+    seen, log_prob = [], model.density.log_prob
+    monkeypatch.setattr(model.density, "log_prob", lambda y, c: seen.append(y.numel()) or log_prob(y, c))
+    monkeypatch.setattr(surjection, "NUMBERS_AT_ONCE", 100)
+    with torch.no_grad():
+        pieces = model.log_prob(x, context)
+        assert max(seen) <= 100
+        assert len(seen) == 5  # of 35 rows, 8 at a time
+        assert model.log_prob(x[:0], context).shape == (0, 5)
+    assert (pieces - whole).abs().max() <= 1e-12
+
+
+def test_a_thousand_colour_images_are_not_scored_at_once(monkeypatch):
+    model, seen = Dequantised(StandardNormal(3072)).eval(), []
+    monkeypatch.setattr(model.density, "log_prob", lambda y, c: seen.append(y.numel()) or y.sum(dim=-1))
+    with torch.no_grad():
+        assert model.log_prob(torch.zeros(1000, 3072)).shape == (1000,)
+    assert sum(seen) == 1000 * 3072
+    assert max(seen) <= 2**18
+
+
 @pytest.mark.parametrize("noise", [None, {"hidden": 4}])
 def test_contexts_of_whole_numbers_broadcast(noise):
     options = {"image": [1, 2, 2], **SMALL}
@@ -264,6 +292,10 @@ def test_options_that_make_no_dequantisation():
         Dequantised(base, 2, noise=Flow(Identity(), StandardNormal(3)))
     with pytest.raises(OptionError, match="transforms: 0"):
         coupling_noise(3, transforms=0)
+    with pytest.raises(OptionError, match="noise: image="):
+        dequantised(4, noise={"image": [1, 2, 2]})
+    with pytest.raises(OptionError, match=r"samples: 1\.5"):
+        Dequantised(base, 2, samples=1.5)
     with pytest.raises(OptionError, match="model: 'glo'"):
         dequantised(3, model="glo")
 

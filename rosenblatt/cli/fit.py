@@ -29,7 +29,9 @@ from rosenblatt.train import FitConfig, Fitter, Processes, RunFolder, joined
 
 PROG = "rosenblatt fit"
 SECONDS_BETWEEN_LINES = 10.0
-IMAGE_MODELS = ("nits_conv", "pixelcnn_mol")  # of `image_runs.MODELS`, without loading it
+# Of `image_runs`, without loading it: models of nothing but images, and flows of them.
+IMAGE_MODELS, IMAGE_FLOWS = ("nits_conv", "pixelcnn_mol", "nsf_image"), ("glow", "nsf_image", "realnvp")
+IMAGE_FLOW: Json = {"fit": {"batch_size": 64}}  # an image has many numbers
 # Enough for the bundled set in about two minutes on one core.
 BUNDLED: Json = {"fit": {"epochs": 16, "time_limit": 180.0, "learning_rate": 2e-3}}
 BUNDLED_SUPPORT: Json = {"minute_of_day": [0, 1440]}
@@ -44,10 +46,12 @@ class FitOptions(RowsOptions):
     The folder gets checkpoints, samples.csv, plots and report.json. A test part of the rows is never used for training
     or early stopping and gives the held-out log-likelihood, beside that of a full-covariance Gaussian. With `--target`
     it is the density of these columns given the others, which may hold text, beside the linear Gaussian regression, and
-    no samples are drawn. With `--model nits_conv` or `pixelcnn_mol` TABLE is a folder, file or array of images
-    (FILE.npz:NAME for one array of several; the bundled digits by default), the result is in bits per dimension, and
-    `--option` also takes levels, image (shape) and flip. `--config FILE` takes the same options from TOML; flags
-    override it. `torchrun --nproc-per-node N -m rosenblatt fit ...` trains on N GPUs or processors.
+    no samples are drawn. With `--model nits_conv`, `pixelcnn_mol` or `nsf_image` TABLE is a folder, file or array of
+    images (FILE.npz:NAME for one array of several; the bundled digits by default), the result is in bits per dimension,
+    and `--option` also takes levels, image (shape) and flip. `glow` and `realnvp` take images too; the bits of a flow
+    are an upper bound, and `--option` takes scales, noise=variational (uniform by default) and samples of noise for
+    each image. `--config FILE` takes the same options from TOML; flags override it. `torchrun --nproc-per-node N -m
+    rosenblatt fit ...` trains on N GPUs or processors.
     """
 
     out: Annotated[Path | None, arg(metavar="RUN")] = None
@@ -93,7 +97,7 @@ def _fit(options: FitOptions, processes: Processes) -> int:
         raise OptionError("--out: the folder of the new run is missing; add --out RUN.")
     if options.samples < 0:
         raise OptionError(f"--samples: {options.samples} came, 0 or more was expected.")
-    if options.model in IMAGE_MODELS:
+    if _of_images(options):
         from rosenblatt.cli.fit_images import fit_images
 
         return fit_images(options, folder, processes)
@@ -165,13 +169,29 @@ def read_options(words: Sequence[str]) -> FitOptions:
         if name in toml:
             raise OptionError(f"{where}: '{name}' is a flag only; remove it from the file.")
     merged = parse(FitOptions, words, PROG, default=filed)
-    if merged.table is not None or merged.model in IMAGE_MODELS:
-        return merged
-    bundled = dict(BUNDLED)
-    if merged.columns is None:
-        bundled |= {"support": BUNDLED_SUPPORT, "model_options": BUNDLED_NITS if merged.model == "nits" else {}}
-    usual = from_mapping(FitOptions, bundled, "the bundled set", PROG)
+    usual = from_mapping(FitOptions, _usual(merged), "the usual options", PROG)
     return parse(FitOptions, words, PROG, default=from_mapping(FitOptions, toml, where, PROG, default=usual))
+
+
+def _of_images(options: FitOptions) -> bool:
+    """Whether the fit is one of images: by its model, or for a flow that tables have too by what TABLE holds."""
+    if options.model in IMAGE_MODELS or options.model not in IMAGE_FLOWS or options.table is None:
+        return options.model in IMAGE_MODELS
+    from rosenblatt.data.image_files import looks_like_images
+
+    return looks_like_images(options.table)
+
+
+def _usual(options: FitOptions) -> Json:
+    """What stands in for the general defaults, by model and data."""
+    if _of_images(options):
+        return IMAGE_FLOW if options.model in IMAGE_FLOWS else {}
+    if options.table is not None:
+        return {}
+    bundled = dict(BUNDLED)
+    if options.columns is None:
+        bundled |= {"support": BUNDLED_SUPPORT, "model_options": BUNDLED_NITS if options.model == "nits" else {}}
+    return bundled
 
 
 def stored_options(store: RunFolder, cure: str) -> FitOptions:

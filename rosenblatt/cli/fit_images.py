@@ -1,4 +1,4 @@
-"""`rosenblatt fit IMAGES --model nits_conv`: a model of images, fitted, tested in bits, and kept."""
+"""`rosenblatt fit IMAGES --model nits_conv`, or a flow: a model of images, fitted, tested in bits, and kept."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from rosenblatt.cli.use_images import images_for, read_images
 from rosenblatt.core.errors import DataError, OptionError
 from rosenblatt.data import Images, digits, write_grid
 from rosenblatt.eval import bits_per_dim
-from rosenblatt.image_runs import config_of_images, image_model
-from rosenblatt.layers.discretised import Discretised
+from rosenblatt.image_runs import ImageModel, config_of_images, image_model
+from rosenblatt.objectives import measure_of
 from rosenblatt.preparation import TEST_SPLIT
 from rosenblatt.summary import REPORT, Summary, new_run, write_summary
 from rosenblatt.train import Fitter, LocalRuntime, Processes, RunFolder
@@ -53,7 +53,7 @@ def fit_images(options: FitOptions, folder: Path, processes: Processes) -> int:
     from rosenblatt.cli.fit import Lines, no_empty_run
 
     with no_empty_run(store):
-        report = Fitter(options.fit, runtime=runtime, loggers=[Lines("nats")]).fit(
+        report = Fitter(options.fit, runtime=runtime, loggers=[Lines(measure_of(model))]).fit(
             model, fit, run=store, resume=options.resume is not None
         )
     if report.signal is not None:
@@ -82,7 +82,7 @@ def read_source(path: Path | None, shape: Any = None, levels: Any = None) -> Ima
     return read_images(path, shape=shape, levels=256 if levels is None else levels)
 
 
-def draw_samples(model: Discretised, like: Images, count: int, seed: int, path: Path) -> None:
+def draw_samples(model: ImageModel, like: Images, count: int, seed: int, path: Path) -> None:
     """Write a grid of images drawn from the model."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -109,7 +109,7 @@ def held_images(store: RunFolder, data: Path | None) -> Images:
     return fit if test is None else test
 
 
-def _draw(options: FitOptions, model: Discretised, fit: Images, held: Images, store: RunFolder) -> list[str]:
+def _draw(options: FitOptions, model: ImageModel, fit: Images, held: Images, store: RunFolder) -> list[str]:
     """Write a grid of samples, and the plots; returns their names."""
     from rosenblatt.plot import save_image_plots
 

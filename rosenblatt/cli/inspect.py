@@ -197,13 +197,14 @@ def _training(store: RunFolder) -> dict[str, str]:
 def _score(store: RunFolder, value: float, measure: str) -> str:
     """A score of training with its unit; nats of an image as bits per dimension."""
     shape = store.config.get("shape")
-    if store.config.get("kind") == "images" and measure == "nats" and isinstance(shape, list):
+    claim = {"nats": "", "nats (lower bound)": " (upper bound)"}.get(measure)
+    if store.config.get("kind") == "images" and claim is not None and isinstance(shape, list):
         import torch
 
         from rosenblatt.eval import bits_per_dimension
 
         bits = bits_per_dimension(torch.tensor(value, dtype=torch.float64), math.prod(shape))
-        return f"{float(bits):.4f} bits/dim"
+        return f"{float(bits):.4f} bits/dim{claim}"
     return f"{value:.4f} {'nats per row' if measure == 'nats' else measure}"
 
 

@@ -11,7 +11,7 @@ import torch
 from rosenblatt.cli.fit_images import held_images
 from rosenblatt.core.errors import OptionError
 from rosenblatt.data import Images
-from rosenblatt.image_runs import restore_images
+from rosenblatt.image_runs import restore_image_model, restore_images
 from rosenblatt.layers.discretised import Discretised
 from rosenblatt.train import RunFolder
 
@@ -28,7 +28,7 @@ def plot_images(store: RunFolder, options: PlotOptions, folder: Path) -> int:
     from rosenblatt.plot import save_image_plots
 
     _refuse_as_is(options.as_is)
-    model, images = restore_images(store), held_images(store, options.data)
+    model, images = restore_image_model(store), held_images(store, options.data)
     folder.mkdir(parents=True, exist_ok=True)
     print(*save_image_plots(model, images, folder, metrics=store.read_metrics()), sep="\n")
     return 0

@@ -15,7 +15,7 @@ from torch import Tensor
 from rosenblatt.core.errors import DataError, OptionError
 from rosenblatt.data import Images, write_grid, write_table
 from rosenblatt.eval import bits_per_dim
-from rosenblatt.image_runs import inpaint, restore_images
+from rosenblatt.image_runs import inpaint, restore_image_model, restore_images
 from rosenblatt.train import RunFolder
 from rosenblatt.train.storage import replace_bytes
 
@@ -47,7 +47,7 @@ def images_for(store: RunFolder, path: Path) -> Images:
 
 def score_images(store: RunFolder, options: ScoreOptions) -> int:
     """Say the bits per dimension of images, and write the log-probability of each to --out."""
-    model = restore_images(store).to(getattr(torch, options.dtype))
+    model = restore_image_model(store).to(getattr(torch, options.dtype))
     rows = images_for(store, options.table).rows().x.to(getattr(torch, options.dtype))
     if len(rows) < 2:
         raise DataError(f"{options.table}: {len(rows)} images came, at least 2 were expected.")
@@ -71,7 +71,7 @@ def sample_images(store: RunFolder, options: SampleOptions) -> int:
     count = options.count()
     if count < 1:
         raise OptionError(f"--rows: {count} came, 1 or more was expected.")
-    model = restore_images(store)
+    model = restore_image_model(store)
     generator = torch.Generator().manual_seed(options.seed)
     with torch.no_grad():
         drawn = [model.sample(min(ROWS, count - first), generator=generator) for first in range(0, count, ROWS)]

@@ -6,7 +6,8 @@ import difflib
 import inspect
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -115,11 +116,28 @@ def build(
             raise OptionError(f"{key}: {value!r} came, {_described(hints[key])} was expected by model '{name}'.")
     if features < 1 or context < 0:
         raise OptionError(f"features={features}, context={context}: features must be >= 1 and context >= 0.")
-    if seed is None:
+    with reproducible(seed):
         return chosen.builder(features, context=context, **options)
+
+
+@contextmanager
+def reproducible(seed: int | None) -> Iterator[None]:
+    """Let starting weights that are made in here be those of `seed`, and leave the global random state as it was.
+
+    With None they come from that state as usual.
+
+    >>> with reproducible(3):
+    ...     first = torch.rand(1)
+    >>> with reproducible(3):
+    ...     bool(torch.rand(1) == first)
+    True
+    """
+    if seed is None:
+        yield
+        return
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed every accelerator
-        return chosen.builder(features, context=context, **options)
+        yield
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rosenblatt.core.errors import DataError, OptionError
-from rosenblatt.data.io import file_errors
+from rosenblatt.data.io import BROKEN_FILE, file_errors
 from rosenblatt.data.pictures import (
     JPEG_START,
     PNG_START,
@@ -54,6 +55,40 @@ def image_array(
     raise DataError(
         f"images: a {type(source).__name__} came; a folder, a file, a list of them, an array or a tensor was expected."
     )
+
+
+def looks_like_images(path: Path) -> bool:
+    """Whether a path holds images, where a table could be meant as well.
+
+    Images are a folder, a picture, an idx file, a binary file of CIFAR-10, one array of an archive (FILE.npz:NAME), and
+    a NumPy file with an array of three axes or more. All else is left to the reader of tables, and so is what cannot be
+    read.
+    """
+    if not path.is_file():
+        archive, colon, _ = str(path).rpartition(":")
+        return path.is_dir() or (bool(colon) and Path(archive).is_file())
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+            file.seek(0)
+            if start.startswith(NUMPY_START):
+                return _count_axes(file) > 2
+        if start.startswith(GZIP_START):
+            with gzip.open(path) as unpacked:
+                return unpacked.read(len(IDX_START)) == IDX_START
+        if start.startswith(ZIP_START):
+            with zipfile.ZipFile(path) as arrays:
+                return any(_count_axes(arrays.open(name)) > 2 for name in arrays.namelist())
+    except BROKEN_FILE:
+        return False
+    return start.startswith((PNG_START, JPEG_START, IDX_START)) or path.suffix.lower() == ".bin"
+
+
+def _count_axes(file: IO[bytes]) -> int:
+    """The number of axes that the head of a NumPy array says it has."""
+    first = np.lib.format.read_magic(file) == (1, 0)
+    read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+    return len(read(file)[0])
 
 
 def _joined(paths: Sequence[Path], options: dict[str, Any]) -> Pixels:

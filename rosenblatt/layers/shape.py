@@ -53,7 +53,7 @@ class Squeeze(Permutation):
         if height % tall or width % wide or tall * wide == 1:
             raise OptionError(
                 f"image: {channels} channels of {height} x {width} pixels came to be squeezed; even sides (or one side "
-                "of 1) were expected; choose fewer levels or pad the images."
+                "of 1) were expected; choose fewer scales or pad the images."
             )
         index = torch.arange(channels * height * width)
         blocks = index.reshape(channels, height // tall, tall, width // wide, wide)

@@ -24,12 +24,15 @@ from rosenblatt.bases.simple import SMALLEST_UNIFORM, StandardLogistic
 from rosenblatt.conditioners.conv_coupling import ConvCoupling
 from rosenblatt.conditioners.coupling import Coupling
 from rosenblatt.core.density import Density, FactorisedDensity, Flow
+from rosenblatt.core.eager import runs_eagerly
 from rosenblatt.core.errors import OptionError
 from rosenblatt.core.transform import Compose
 from rosenblatt.core.types import Batch, Likelihood
 from rosenblatt.elementwise.affine import Affine
 from rosenblatt.layers.conditional import Conditional
 from rosenblatt.layers.shape import image_shape
+
+NUMBERS_AT_ONCE = 1 << 18  # scored together: splines of images take some hundred bytes for each
 
 
 class Dequantised(Density):
@@ -53,8 +56,8 @@ class Dequantised(Density):
     def __init__(self, density: Density, levels: int = 256, *, noise: Flow | None = None, samples: int = 1) -> None:
         super().__init__()
         for name, value in {"levels": levels, "samples": samples}.items():
-            if value < 1:
-                raise OptionError(f"{name}: {value} came, an integer >= 1 was expected.")
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise OptionError(f"{name}: {value!r} came, an integer >= 1 was expected.")
         if noise is not None and not (
             noise.features == noise.context == density.features and isinstance(noise.base, FactorisedDensity)
         ):
@@ -103,7 +106,7 @@ class Dequantised(Density):
         samples = self.samples if samples is None else samples
         whole = ((x >= 0) & (x < self.levels) & (x == x.floor())).all(dim=-1)
         counts = torch.where(whole.unsqueeze(-1), x, 0.0)
-        bound = self._bound(counts, context, self._uniform(counts, samples, generator))
+        bound = self._bound_in_pieces(counts, context, samples, generator)
         answer = torch.where(torch.isnan(x).any(dim=-1), torch.nan, -torch.inf).to(bound.dtype)
         return torch.where(whole, bound, answer)
 
@@ -111,10 +114,32 @@ class Dequantised(Density):
         self, n: int, context: Tensor | None = None, *, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """Draw points and round them down to levels; their log-probabilities are lower bounds."""
+        counts = self.sample(n, context, generator=generator)
+        return counts, self.log_prob(counts, context)
+
+    def sample(self, n: int, context: Tensor | None = None, *, generator: torch.Generator | None = None) -> Tensor:
+        """Draw points and round them down to levels, which needs no log-probability."""
         with torch.no_grad():
             y = self.density.sample(n, context, generator=generator)
-            counts = ((y + 1) * (self.levels / 2)).floor().clamp(0, self.levels - 1)
-        return counts, self.log_prob(counts, context)
+            return ((y + 1) * (self.levels / 2)).floor().clamp(0, self.levels - 1)
+
+    def _bound_in_pieces(
+        self, counts: Tensor, context: Tensor | None, samples: int, generator: torch.Generator | None
+    ) -> Tensor:
+        """The bound of rows of whole numbers; without gradients a part of them at a time, in constant memory."""
+        batch = counts.shape[:-1]
+        rows = max(1, NUMBERS_AT_ONCE // (samples * self.features))
+        if torch.is_grad_enabled() or not runs_eagerly() or math.prod(batch) <= rows:
+            return self._bound(counts, context, self._uniform(counts, samples, generator))
+        pieces = counts.reshape(-1, self.features).split(rows)
+        given: Sequence[Tensor | None] = [None] * len(pieces)
+        if context is not None:
+            given = context.expand(*batch, self.context).reshape(-1, self.context).split(rows)
+        parts = [
+            self._bound(piece, part, self._uniform(piece, samples, generator))
+            for piece, part in zip(pieces, given, strict=True)
+        ]
+        return torch.cat(parts).reshape(batch)
 
     def _bound(self, counts: Tensor, context: Tensor | None, uniform: Tensor) -> Tensor:
         u, log_q = self._spread(counts, uniform)

@@ -18,6 +18,8 @@ from rosenblatt.core.errors import DataError
 from rosenblatt.data import Images
 from rosenblatt.eval import LevelScores, bits_per_number, level_scores
 from rosenblatt.layers.discretised import Discretised
+from rosenblatt.layers.surjection import Dequantised
+from rosenblatt.objectives import measure_of
 from rosenblatt.plot.calibration import LABEL, TITLE, pit_reliability
 from rosenblatt.plot.files import write
 from rosenblatt.plot.training import training_curve
@@ -94,7 +96,7 @@ def level_calibration(model: Discretised, images: Images, *, seed: int = 0) -> F
 
 
 def save_image_plots(
-    model: Discretised,
+    model: Discretised | Dequantised,
     images: Images,
     folder: str | Path,
     *,
@@ -104,27 +106,31 @@ def save_image_plots(
     """Write images.png, bits.png, calibration.png and, with records of training, training.png into `folder`.
 
     See `image_grids`, `bits_by_place`, `level_calibration` and `training_curve`, in bits per dimension. `images` were
-    held out of the fit; `seed` draws the samples. Returns the files written. Raises `DataError` for images that do not
-    fit the model or a folder that cannot be written to.
+    held out of the fit; `seed` draws the samples. A flow of dequantised images has no probabilities of single numbers,
+    which bits.png and calibration.png show: for it these two are left out. Returns the files written. Raises
+    `DataError` for images that do not fit the model or a folder that cannot be written to.
     """
     chosen = _chosen(model, images, _affordable(model))
-    scores = level_scores(model, chosen.rows().x, generator=torch.Generator().manual_seed(seed))
+    figures: dict[str, Figure] = {}
+    if isinstance(model, Discretised):
+        scores = level_scores(model, chosen.rows().x, generator=torch.Generator().manual_seed(seed))
+        figures["bits"] = _bits_by_place(model, images, chosen, scores)
+        figures["calibration"] = _level_calibration(chosen, scores)
     with torch.no_grad():
         drawn = model.sample(SIDE * SIDE, generator=torch.Generator().manual_seed(seed))
     pixels = drawn.to("cpu", torch.uint8).reshape(-1, *images.shape)
-    figures = {"bits": _bits_by_place(model, images, chosen, scores), "calibration": _level_calibration(chosen, scores)}
     if images.shape[0] in (1, 3):
         figures["images"] = image_grids(images, Images(pixels, levels=model.levels))
     if metrics:
-        figures["training"] = training_curve(metrics, dimensions=model.features)
+        figures["training"] = training_curve(metrics, measure=measure_of(model), dimensions=model.features)
     return write(figures, folder)
 
 
-def _affordable(model: Discretised) -> int:
+def _affordable(model: Discretised | Dequantised) -> int:
     return max(FEWEST_IMAGES, MASSES // (model.features * model.levels))
 
 
-def _chosen(model: Discretised, images: Images, most: int) -> Images:
+def _chosen(model: Discretised | Dequantised, images: Images, most: int) -> Images:
     """At most so many images, spread evenly; checked against the model."""
     if images.features != model.features or images.levels > model.levels or not len(images):
         raise DataError(

@@ -20,7 +20,8 @@ def training_curve(
     `metrics` are the records of a run's metrics.jsonl or of `FitReport.history`: step, train, validation; `measure` is
     what `FitReport.measure` calls the scores, by default nats of log-likelihood. Records of the members of an ensemble
     make a curve each. With `dimensions`, the numbers of an image, nats are drawn as bits per dimension, the fewer the
-    better. The first steps may leave the axes. Raises `DataError` when there is no record.
+    better; a lower bound of the ones is an upper bound of the others. The first steps may leave the axes. Raises
+    `DataError` when there is no record.
     """
     if not metrics:
         raise DataError("metrics: no records came, at least one was expected; fit the model first.")
@@ -52,7 +53,9 @@ def training_curve(
         axes.set_ylim(min(late) - low, max(late) + high)
     axes.set_xlabel("step", fontsize=11)
     unit = "log-likelihood, nats per row" if measure == "nats" else measure
-    axes.set_ylabel(unit if dimensions is None else "bits per dimension", fontsize=11)
+    if dimensions is not None:
+        unit = "bits per dimension (upper bound)" if measure == "nats (lower bound)" else "bits per dimension"
+    axes.set_ylabel(unit, fontsize=11)
     axes.grid(color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.legend(frameon=False, fontsize=11, loc="lower right" if dimensions is None else "upper right")
