@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from rosenblatt.data.table import Table as Table
     from rosenblatt.estimators import ConditionalFlow as ConditionalFlow
     from rosenblatt.estimators import FlowDensity as FlowDensity
+    from rosenblatt.estimators import ImageDensity as ImageDensity
     from rosenblatt.forecasting import Forecaster as Forecaster
     from rosenblatt.preparation import DataWarning as DataWarning
     from rosenblatt.testing.audit import audit as audit
@@ -50,6 +51,7 @@ _NAMES = {
     "Flow": "core.density",
     "ConditionalFlow": "estimators",
     "FlowDensity": "estimators",
+    "ImageDensity": "estimators",
     "Forecaster": "forecasting",
     "InverseError": "core.errors",
     "OptionError": "core.errors",

@@ -308,7 +308,12 @@ def restore_conditional(
     """
     config, given = run.config, run.config.get("given")
     if given is None:
-        raise CheckpointError(f"{run.path}: holds the density of all columns, given none; load it by FlowDensity.load.")
+        held = (
+            "images; load it by ImageDensity"
+            if config.get("kind") == "images"
+            else "all columns; load it by FlowDensity"
+        )
+        raise CheckpointError(f"{run.path}: holds no density given other columns, but one of {held}.load.")
     try:
         encoder = Encoder.from_json(given, most=MOST_FEATURES)
     except DataError as error:

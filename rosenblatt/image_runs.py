@@ -156,6 +156,7 @@ def config_of_images(
         "options": dict(options or {}),
         "shape": list(images.shape),
         "levels": images.levels,
+        "flip": images.flip,
         "dtype": fit.dtype,
         "fit": fit.to_dict(),
         "data": dict(data or {}),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,11 +13,12 @@ from torch import Tensor
 
 from rosenblatt.core.errors import DataError, OptionError
 from rosenblatt.core.types import Support
-from rosenblatt.data import Table
+from rosenblatt.data import Images, Table
 from rosenblatt.train import FitConfig
 from rosenblatt.train.runtime import seeded_generator
 from rosenblatt.train.session import SPLIT
 
+Rows = TypeVar("Rows", Table, Images)
 # Random streams that are never shared, neither with each other nor with those of training.
 TEST_SPLIT, DEQUANTISE, SPREAD, SAMPLES = range(100, 104)
 
@@ -41,8 +42,8 @@ def take_rows(table: Table, chosen: Tensor) -> Table:
     return Table(table.values[chosen], table.columns, None if table.weight is None else table.weight[chosen])
 
 
-def hold_out(table: Table, config: FitConfig) -> tuple[Table, Table | None]:
-    """Training and held-out rows, as the `Fitter` splits; none are held out where they would be fewer than two."""
+def hold_out(table: Rows, config: FitConfig) -> tuple[Rows, Rows | None]:
+    """Training and held-out rows or images, as the `Fitter` splits; none are held out where there would be one."""
     fraction = config.validation_fraction
     if len(table) - round((1 - fraction) * len(table)) < 2:
         return table, None
@@ -81,6 +82,15 @@ def require_finite(table: Table, name: str = "X", *, least: int = 0) -> None:
         raise DataError(
             f"{name}: {int(bad.sum())} values are NaN or infinite, the first in row {row}, column "
             f"'{table.columns[column]}'; drop or fill those rows."
+        )
+
+
+def require_same_images(images: Images, facts: Mapping[str, Any], path: Path) -> None:
+    """Raise `DataError` unless `images` are what the run at `path` was started with, by what it wrote down."""
+    if images.digest() != facts.get("digest"):
+        raise DataError(
+            f"X: {len(images)} images came that differ from the {facts.get('rows')} images the run {path} was started "
+            "with (SHA-256); pass the same images, in the same order."
         )
 
 

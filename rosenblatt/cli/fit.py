@@ -205,7 +205,9 @@ def stored_options(store: RunFolder, cure: str) -> FitOptions:
 
 
 def _resumed_options(words: Sequence[str], folder: Path) -> FitOptions:
-    before = stored_options(RunFolder.open(folder), "resume it in Python by FlowDensity.resume")
+    store = RunFolder.open(folder)
+    estimator = "ImageDensity" if store.config.get("kind") == "images" else "FlowDensity"
+    before = stored_options(store, f"resume it in Python by {estimator}.resume")
     options = parse(FitOptions, words, PROG, default=before)
     kept = dataclasses.replace(
         before, resume=options.resume, fit=options.fit, samples=options.samples, plots=options.plots

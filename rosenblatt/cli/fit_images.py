@@ -41,8 +41,8 @@ def fit_images(options: FitOptions, folder: Path, processes: Processes) -> int:
     shape, levels, flip = chosen.pop("image", None), chosen.pop("levels", None), chosen.pop("flip", False)
     images = read_source(options.table, shape, levels)
     images.check()
+    images.flip = flip is True
     fit, test = _split(options, images, shape, levels)
-    fit.flip = flip is True
     source = BUNDLED_SOURCE if options.table is None else str(options.table)
     held = "" if test is None else f", {len(test):,} held out to test"
     print(f"images: {source}, {len(fit):,} of {' x '.join(map(str, fit.shape))}, {fit.levels} levels{held}", flush=True)

@@ -1,7 +1,8 @@
-"""The scikit-learn faces: a density of a table's rows, and one of targets given other columns, each in one call."""
+"""The scikit-learn faces: densities of a table's rows, of targets given columns, and of images, each in one call."""
 
 from rosenblatt.estimators.conditional import ConditionalFlow
 from rosenblatt.estimators.density import FlowDensity
+from rosenblatt.estimators.images import ImageDensity
 from rosenblatt.preparation import DataWarning
 
-__all__ = ["ConditionalFlow", "DataWarning", "FlowDensity"]
+__all__ = ["ConditionalFlow", "DataWarning", "FlowDensity", "ImageDensity"]

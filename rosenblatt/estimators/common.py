@@ -41,6 +41,7 @@ class Learner:
     gaussian_score_: Estimate | None
     test_scores_: Comparison | None
     _comparison: Comparison | None
+    _summary: Summary | None
     _config: dict[str, Any]
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
@@ -57,11 +58,11 @@ class Learner:
         stored = copy.deepcopy(self.model_).to(getattr(torch, self._config["dtype"]))
         steps = 0 if self.report_ is None else self.report_.steps
         run.save(steps, stored.state_dict(), {}, {"fit": self._config["fit"]}, best=True, keep_last=1)
-        if self.report_ is not None:
+        if self.report_ is not None and self._summary is not None:
             run.forget_metrics()
             for record in self.report_.history:
                 run.append_metrics(record)
-            write_summary(run, Summary(self.report_, self._comparison, self.test_scores_))
+            write_summary(run, self._summary)
 
     def _opened(self, model: Density, run: RunFolder, config: dict[str, Any], device: str) -> Self:
         """Take over what a run folder holds."""
@@ -78,6 +79,7 @@ class Learner:
         self._config = config
 
     def _conclude(self, summary: Summary | None) -> None:
+        self._summary = summary
         self.report_, self._comparison, self.test_scores_ = (None, None, None) if summary is None else summary[:3]
         scores = self._comparison
         self.validation_score_, self.gaussian_score_ = (None, None) if scores is None else scores[:2]
@@ -100,15 +102,23 @@ class Learner:
 
 def stored_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of an estimator that a run's config tells of; raises for what is no config of a fit."""
-    fit = FitConfig.from_dict(config["fit"]).to_dict()
-    seed, columns = fit.pop("seed"), list(config["columns"])
+    columns = list(config["columns"])
     pairs = config["supports"] or [[None, None]] * len(columns)
     bounds = {name: pair for name, pair in zip(columns, pairs, strict=True) if pair != [None, None]}
     return {
-        "model": config["model"],
-        "model_options": dict(config["options"]),
+        **fit_arguments(config),
         "support": bounds or None,
         "dequantise": {str(name): float(step) for name, step in config["dequantise"].items()} or None,
+    }
+
+
+def fit_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Those arguments of them that every estimator has."""
+    fit = FitConfig.from_dict(config["fit"]).to_dict()
+    seed = fit.pop("seed")
+    return {
+        "model": config["model"],
+        "model_options": dict(config["options"]),
         **{name: fit.pop(name) for name in FIT_ARGUMENTS},
         "fit_options": {name: value for name, value in fit.items() if value != getattr(FitConfig, name)} or None,
         "random_state": seed,
@@ -117,9 +127,9 @@ def stored_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def no_config(run: RunFolder, error: Exception) -> CheckpointError:
-    """The error for a config that `stored_arguments` cannot read."""
+    """The error for a config that `stored_arguments` or `fit_arguments` cannot read."""
     return CheckpointError(
-        f"{run.path / 'config.json'}: not the config of a table model ({error}); restore it or fit again."
+        f"{run.path / 'config.json'}: not the config of such a fit ({error}); restore it or fit again."
     )
 
 

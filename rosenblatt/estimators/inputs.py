@@ -1,4 +1,4 @@
-"""What a caller passes for X and y, read into columns and targets; names are checked as scikit-learn does."""
+"""What a caller passes for X and y, read into columns, targets and images; names are checked as scikit-learn does."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from torch import Tensor
 
 from rosenblatt.core.errors import DataError, OptionError
 from rosenblatt.core.types import Support
-from rosenblatt.data import Table
+from rosenblatt.data import Images, Table
 from rosenblatt.data.encode import Column, columns_of
 from rosenblatt.data.frames import read_frame
-from rosenblatt.preparation import parse_supports
+from rosenblatt.estimators.common import count_of
+from rosenblatt.preparation import parse_supports, plain
 
 
 class Targets(NamedTuple):
@@ -126,3 +127,29 @@ def numbers_between(name: str, levels: Any) -> Tensor:
     if chosen.ndim != 1 or not len(chosen) or not bool(((chosen > 0) & (chosen < 1)).all()):
         raise OptionError(f"{name}: {levels!r} came, numbers above 0 and below 1 were expected, as in [0.05, 0.95].")
     return chosen
+
+
+def images_to_fit(X: object, *, levels: int | None, shape: Sequence[int] | None, flip: bool) -> Images:
+    """Images to train on; `levels` None means 256, or those that `Images` bring."""
+    if not isinstance(plain(flip), bool):
+        raise OptionError(f"flip: {flip!r} came, true or false was expected.")
+    count = None if levels is None else count_of("levels", levels)
+    if isinstance(X, Images):
+        return Images(X.pixels, levels=X.levels if count is None else count, flip=bool(flip) or X.flip)
+    return Images.from_any(X, shape=shape, levels=256 if count is None else count, flip=bool(flip))
+
+
+def images_like(X: object, shape: tuple[int, ...], levels: int, *, read_as: Sequence[int] | None) -> Images:
+    """Images of the `shape` and with no more `levels` than those of a fit, read as `read_as` says; else `DataError`."""
+    images = X if isinstance(X, Images) else Images.from_any(X, shape=read_as)
+    if images.shape != shape:
+        raise DataError(
+            f"X: images of shape {images.shape} came, {shape} (channels, height, width) was expected, as in the fit."
+        )
+    if not len(images):
+        raise DataError("X: no images came, at least one was expected; check the source.")
+    found = X.levels if isinstance(X, Images) else int(images.pixels.max()) + 1
+    if found > levels:
+        came = f"images of {found} levels" if isinstance(X, Images) else f"a pixel of {found - 1}"
+        raise DataError(f"X: {came} came, the fit had {levels} levels, from 0 to {levels - 1}; bring such images.")
+    return Images(images.pixels, levels=levels)

@@ -123,9 +123,19 @@ def bits_per_dim(model: Density, x: Tensor, context: Tensor | None = None, *, ro
         log_prob = torch.cat([model.log_prob(*part) for part in zip(x.split(rows), given, strict=True)])
         claim = model.likelihood
     model.train(training)
-    bits = mean_log_prob(bits_per_dimension(log_prob.double(), model.features))
+    return bits_of(mean_log_prob(log_prob), model.features, claim)
+
+
+def bits_of(score: Estimate, dimensions: int, claim: Likelihood) -> BitsPerDim:
+    """A mean log-probability of whole numbers, in nats per row, as bits per dimension.
+
+    >>> print(bits_of(Estimate(-2 * math.log(256), 0.0), 2, Likelihood.LOWER_BOUND))
+    8.0000 +- 0.0000 bits/dim (upper bound)
+    """
+    value = bits_per_dimension(torch.tensor(score.value, dtype=torch.float64), dimensions)
     words = {Likelihood.EXACT: "exact", Likelihood.LOWER_BOUND: "upper bound"}
-    return BitsPerDim(bits.value, bits.standard_error, words.get(claim, claim.value))
+    error = score.standard_error / (dimensions * math.log(2))
+    return BitsPerDim(float(value), error, words.get(claim, claim.value))
 
 
 def nats_from_bits(bits: Tensor, dimensions: int, *, bin_width: float = 1.0) -> Tensor:
