@@ -11,7 +11,6 @@ from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV
 
 import rosenblatt
-from rosenblatt import image_runs
 from rosenblatt.cli import main
 from rosenblatt.compression import compress
 from rosenblatt.core.errors import CheckpointError, DataError, OptionError
@@ -19,7 +18,6 @@ from rosenblatt.data import Images, digits
 from rosenblatt.estimators import ConditionalFlow, DataWarning, FlowDensity, ImageDensity
 from rosenblatt.eval import bits_per_dim, mean_log_prob
 from rosenblatt.image_runs import image_model, inpaint, restore_images
-from rosenblatt.models.dequantised import dequantised
 from rosenblatt.preparation import TEST_SPLIT
 from rosenblatt.summary import read_summary
 from rosenblatt.train import FitConfig, Fitter, RunFolder
@@ -211,18 +209,16 @@ def test_resume_is_bit_for_bit(tmp_path):
         ImageDensity.resume(tmp_path / "memory")
 
 
-def test_a_model_with_bounds_is_fitted_and_says_so(monkeypatch):
-    def flow(name, images, *, options, seed):
-        return dequantised(
-            images.features, levels=images.levels, model=name, options={**options, "image": images.shape}
-        )
-
-    monkeypatch.setattr(image_runs, "image_model", flow)
+def test_a_model_with_bounds_is_fitted_and_says_so(tmp_path):
     bound = density(model="glow", model_options={"transforms": 1, "hidden": 4}, max_steps=2).fit(IMAGES)
     bits = bound.bits_per_dim(TEST)
     assert bits.claim == bound.validation_bits_.claim == "upper bound"
     assert bits == bits_per_dim(bound.model_, TEST.rows().x.double())
     assert bound.sample(2, random_state=0).shape == (2, 1, 8, 8)
+    bound.save(tmp_path / "run")
+    again = ImageDensity.load(tmp_path / "run")
+    assert np.array_equal(again.score_samples(TEST), bound.score_samples(TEST))
+    assert again.validation_bits_ == bound.validation_bits_
     for refused in (lambda: bound.compress(TEST), lambda: bound.decompress(b""), lambda: bound.inpaint(TEST, 3)):
         with pytest.raises(OptionError, match=r"model: 'glow' has no exact probabilities of images \(lower bound\)"):
             refused()

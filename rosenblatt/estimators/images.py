@@ -175,7 +175,7 @@ class ImageDensity(DensityMixin, Learner, BaseEstimator):  # type: ignore[misc]
         Raises `CheckpointError` for a folder that is missing, damaged or no run of a model of images.
         """
         run = RunFolder.open(path)
-        model = image_runs.restore_images(run)
+        model = image_runs.restore_image_model(run)
         return cls._from_config(run, run.config)._opened(model, run, run.config, device)
 
     @classmethod
