@@ -115,14 +115,15 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(source, tmp_path):
     assert all(torch.equal(parts[name], tensor) for name, tensor in whole.items())
 
 
-def test_batches_of_flows_of_images_are_small_and_tables_stay_tables(source, tmp_path, capsys):
+def test_batches_of_images_are_small_and_tables_stay_tables(source, tmp_path, capsys):
     table = write(tmp_path / "table.csv")
     for words, expected in (
         ([str(source), "--model", "glow"], "batch_size = 64"),
         (["--model", "nsf_image"], "batch_size = 64"),
         ([str(source), "--model", "glow", "--batch-size", "32"], "batch_size = 32"),
         ([table, "--model", "glow"], None),
-        ([str(source), "--model", "nits_conv"], None),
+        ([str(source), "--model", "nits_conv"], "batch_size = 32\nlearning_rate = 0.003"),
+        (["--model", "pixelcnn_mol"], "epochs = 40"),
     ):
         assert main(["fit", *words, "--print-config"]) == 0
         printed = capsys.readouterr().out

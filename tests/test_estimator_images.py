@@ -47,7 +47,7 @@ def same_weights(first, second):
 
 
 def test_the_fit_is_that_of_the_functions_beneath(fitted):
-    config = FitConfig(max_steps=6, batch_size=16, seed=3)
+    config = FitConfig(max_steps=6, batch_size=16, learning_rate=3e-3, seed=3)
     model = image_model("pixelcnn_mol", IMAGES, options={"filters": 4}, seed=3)
     report = Fitter(config, progress=False).fit(model, IMAGES)
     assert same_weights(model, fitted.model_)

@@ -31,7 +31,10 @@ PROG = "rosenblatt fit"
 SECONDS_BETWEEN_LINES = 10.0
 # Of `image_runs`, without loading it: models of nothing but images, and flows of them.
 IMAGE_MODELS, IMAGE_FLOWS = ("nits_conv", "pixelcnn_mol", "nsf_image"), ("glow", "nsf_image", "realnvp")
-IMAGE_FLOW: Json = {"fit": {"batch_size": 64}}  # an image has many numbers
+# An image has many numbers, and causal networks learn from many short steps; the bundled digits in about two minutes.
+IMAGE_FLOW: Json = {"batch_size": 64}
+IMAGE_PIXELS: Json = {"batch_size": 32, "learning_rate": 3e-3}
+BUNDLED_IMAGES: Json = {"epochs": 40, "time_limit": 180.0}
 # Enough for the bundled set in about two minutes on one core.
 BUNDLED: Json = {"fit": {"epochs": 16, "time_limit": 180.0, "learning_rate": 2e-3}}
 BUNDLED_SUPPORT: Json = {"minute_of_day": [0, 1440]}
@@ -185,7 +188,8 @@ def _of_images(options: FitOptions) -> bool:
 def _usual(options: FitOptions) -> Json:
     """What stands in for the general defaults, by model and data."""
     if _of_images(options):
-        return IMAGE_FLOW if options.model in IMAGE_FLOWS else {}
+        usual = IMAGE_FLOW if options.model in IMAGE_FLOWS else IMAGE_PIXELS
+        return {"fit": usual if options.table is not None else usual | BUNDLED_IMAGES}
     if options.table is not None:
         return {}
     bundled = dict(BUNDLED)

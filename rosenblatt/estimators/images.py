@@ -51,7 +51,7 @@ class ImageDensity(DensityMixin, Learner, BaseEstimator):  # type: ignore[misc]
     levels: numbers that a pixel can be, from 0; None: 256, or those of `Images`.
     shape: (channels, height, width) of images that come as flat rows, or in a sheet.
     flip: train on images turned left to right half of the time.
-    epochs ... device: see `FitConfig`, whose other options `fit_options` takes.
+    epochs ... device: see `FitConfig`, whose other options `fit_options` takes; batch and rate suit causal networks.
     run, overwrite, verbose, random_state, provenance: as for `FlowDensity`. Run folders are those of `rosenblatt fit
         IMAGES`: `load` opens what the command line fitted, and the command line takes what was saved here.
 
@@ -76,8 +76,8 @@ class ImageDensity(DensityMixin, Learner, BaseEstimator):  # type: ignore[misc]
         shape: Sequence[int] | None = None,
         flip: bool = False,
         epochs: int = 100,
-        batch_size: int = 512,
-        learning_rate: float = 1e-3,
+        batch_size: int = 32,
+        learning_rate: float = 3e-3,
         validation_fraction: float = 0.1,
         patience: int | None = 10,
         ema_decay: float | None = 0.999,
