@@ -35,7 +35,7 @@ def pixels(
 
     >>> import torch
     >>> from rosenblatt.elementwise.sigmoid_mixture import LogisticMixture
-    >>> sizes = {"filters": 8, "blocks": 1, "stages": 1, "heads": 0, "dropout": 0.0}
+    >>> sizes = {"filters": 8, "blocks": 1, "stages": 1, "heads": 0, "dropout": 0.0, "patch": 1}
     >>> model = pixels(LogisticMixture(2), 12, 0, image=[3, 2, 2], levels=256, **sizes)
     >>> model.log_prob(torch.randint(256, (5, 12))).shape
     torch.Size([5])
