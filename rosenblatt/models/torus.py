@@ -62,7 +62,8 @@ def torus(
     model.
 
     >>> import torch
-    >>> flow = torus(2, transforms=1, hidden=16)
+    >>> from rosenblatt.core.registry import build
+    >>> flow = build("torus", 2, options={"transforms": 1, "hidden": 16}, seed=0)
     >>> flow.log_prob(torch.tensor([[-math.pi, 1.0], [math.pi, 1.0], [3.2, 1.0]]))  # near log (2 pi)^-2 at the start
     tensor([-3.6..., -3.6...,    -inf], grad_fn=...)
     """
